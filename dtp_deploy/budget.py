@@ -1,0 +1,120 @@
+"""Budgets: what the pruned model may cost, parsed once, with units.
+
+A limit is absolute (``5ms``, ``2MB``, ``1.5M``) or a share of the dense model (``60%``). MB is 10^6 bytes, KiB is 2^10.
+
+>>> parse_budget("latency", "5ms")
+Budget(kind='latency', limit=5.0, relative=False, scope='global')
+>>> str(parse_budget("macs", "50%"))
+'50%'
+>>> parse_budget("size", "2MB").limit_for(dense=10e6)
+2000000.0
+>>> parse_budget("size", "25%").limit_for(dense=10e6)
+2500000.0
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dtp_deploy.errors import UsageError
+
+BudgetKind = Literal["macs", "params", "size", "channels", "latency"]
+Scope = Literal["global", "per-layer"]
+
+_SCALES: dict[BudgetKind, dict[str, float]] = {
+    "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},
+    "params": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},
+    "channels": {"": 1},
+    "size": {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "latency": {"us": 1e-3, "ms": 1, "s": 1e3},
+}
+UNITS: dict[BudgetKind, str] = {
+    "macs": "MACs",
+    "params": "parameters",
+    "channels": "channels",
+    "size": "bytes",
+    "latency": "ms",
+}
+"""The unit in which `Budget.limit` is given, by kind, where it is not relative."""
+
+_QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one cost of the pruned model.
+
+    Attributes:
+        kind: which cost: "macs", "params", "size" (bytes delivered), "channels" or "latency" (ms).
+        limit: the upper bound, in the unit of `UNITS[kind]`, or a fraction in (0, 1] of the dense model's cost.
+        relative: whether `limit` is such a fraction.
+        scope: "global" shares the budget among the layers as the scores want it; "per-layer" keeps the same ratio of
+            channels in every layer.
+
+    Raises:
+        UsageError: limit not positive and finite, or a relative limit above 1.
+    """
+
+    kind: BudgetKind
+    limit: float
+    relative: bool = False
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BudgetKind):
+            raise UsageError(f"Budget kind {self.kind!r} is unknown. Give one of {', '.join(get_args(BudgetKind))}.")
+        if self.scope not in get_args(Scope):
+            raise UsageError(f"Budget scope {self.scope!r} is unknown. Give one of {', '.join(get_args(Scope))}.")
+        if not (math.isfinite(self.limit) and self.limit > 0):
+            raise UsageError(f"--{self.kind} {self}: a budget must be above zero. Give a larger limit.")
+        if self.relative and self.limit > 1:
+            raise UsageError(
+                f"--{self.kind} {self} of the dense model is over 100%: pruning only makes a model smaller. "
+                "Give at most 100%."
+            )
+
+    @property
+    def unit(self) -> str:
+        """The unit of the absolute limit."""
+        return UNITS[self.kind]
+
+    def limit_for(self, dense: float) -> float:
+        """The absolute limit, given the dense model's cost in `unit`."""
+        return self.limit * dense if self.relative else self.limit
+
+    def __str__(self) -> str:
+        return f"{100 * self.limit:.6g}%" if self.relative else f"{self.limit:.6g} {self.unit}"
+
+
+def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global") -> Budget:
+    """Read a limit as a user types it: a number with a unit of its kind, or a percentage.
+
+    Raises:
+        UsageError: the text is no such quantity.
+
+    >>> parse_budget("latency", "60%").limit
+    0.6
+    >>> parse_budget("macs", "1.5G").limit
+    1500000000.0
+    """
+    scales = _SCALES[kind]
+    match = _QUANTITY.fullmatch(text)
+    unit = match.group(2) if match else None
+    if match is None or unit is None or (unit != "%" and unit not in scales):
+        raise UsageError(
+            f"--{kind} {text!r} is not a budget. Give a percentage of the dense model such as 50%, or "
+            f"{_example(kind)} (units: {', '.join(name or 'none' for name in scales)})."
+        )
+    number = float(match.group(1))
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise UsageError(f"--{kind} {text}: give a percentage above 0% and at most 100%.")
+        return Budget(kind, number / 100, relative=True, scope=scope)
+    if number <= 0:
+        raise UsageError(f"--{kind} {text}: a budget must be above zero. Give {_example(kind)}, say.")
+    return Budget(kind, number * scales[unit], scope=scope)
+
+
+def _example(kind: BudgetKind) -> str:
+    return {"macs": "30M", "params": "1.5M", "size": "2MB", "channels": "512", "latency": "5ms"}[kind]
