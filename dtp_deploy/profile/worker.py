@@ -1,0 +1,108 @@
+"""The child process that measures: ``python -m dtp_deploy.profile.worker``, a job on standard input.
+
+It imports neither PyTorch nor onnx: both would start threads and take memory beside the runtime that is measured.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from dtp_deploy.errors import DtpError, TargetError
+from dtp_deploy.profile.environment import snapshot, system_info
+from dtp_deploy.profile.protocol import Job, write_event
+from dtp_deploy.profile.report import LatencyReport
+from dtp_deploy.profile.sampling import Run, WarmUp, block_sizes, interleave, warm_up
+from dtp_deploy.profile.settings import MeasureSettings
+from dtp_deploy.target import Session, find_target, random_inputs
+
+_GRACE_S = 10
+
+
+def main() -> None:
+    """Do the job on standard input; its events say how it went."""
+    os.dup2(2, 1)  # what a runtime prints belongs with its error output
+    job = Job.from_json(sys.stdin.read())
+    # The parent kills a child that hangs. If the parent was killed itself, the system does it: SIGALRM's default
+    # action ends a process even inside a runtime that never returns to Python.
+    signal.alarm(int(job.settings.timeout_s) + _GRACE_S)
+    with job.events.open("w") as events:
+        try:
+            write_event(events, "result", **_measure(job, events))
+        except DtpError as error:
+            write_event(events, "error", kind=type(error).__name__, message=str(error))
+
+
+def _measure(job: Job, events: TextIO) -> dict[str, Any]:
+    began = time.monotonic()
+    target = find_target(job.target)
+    settings = job.settings
+    with ExitStack() as sessions:
+        runs: dict[str, Run] = {}
+        engines = {}
+        for name, path in job.models.items():
+            write_event(events, "stage", stage="building", model=name)
+            engine = target.build(path)
+            engines[name] = asdict(engine.info)
+            session = sessions.enter_context(engine.open())
+            _check_outputs(session)
+            runs[name] = _rotation(session, settings)
+        before = snapshot()
+        attempts: list[dict[str, list[list[int]]]] = []
+        while True:
+            attempt_began = time.monotonic()
+            warm_ups = _warm_up(runs, settings, events)
+            rounds, sizes = block_sizes({name: result.median_ns for name, result in warm_ups.items()}, settings)
+            attempts.append(interleave(runs, rounds, sizes, _tell(events, "measuring")))
+            now = time.monotonic()
+            has_time = now - began + 1.5 * (now - attempt_began) < settings.timeout_s
+            if _is_stable(attempts[-1]) or len(attempts) > settings.repeats or not has_time:
+                break
+        after = snapshot()
+    return {
+        "attempts_ns": attempts,
+        "engines": engines,
+        "warm_up": {name: asdict(result) for name, result in warm_ups.items()},
+        "system": system_info(),
+        "before": before,
+        "after": after,
+    }
+
+
+def _check_outputs(session: Session) -> None:
+    """Run once. A runtime that gives something else than it says must not be timed as if it worked."""
+    outputs = session.run(random_inputs(session.inputs, 1)[0])
+    wanted = {spec.name: spec.shape for spec in session.outputs}
+    found = {name: getattr(array, "shape", None) for name, array in outputs.items()}
+    if found != wanted:
+        raise TargetError(f"{session.label} gave outputs {found} where its engine says {wanted}.")
+
+
+def _rotation(session: Session, settings: MeasureSettings) -> Run:
+    inputs = random_inputs(session.inputs, settings.inputs, settings.seed)
+    count = len(inputs)
+    return lambda index: session.run(inputs[index % count])
+
+
+def _tell(events: TextIO, stage: str) -> Callable[[str], None]:
+    return lambda name: write_event(events, "stage", stage=stage, model=name)
+
+
+def _warm_up(runs: Mapping[str, Run], settings: MeasureSettings, events: TextIO) -> dict[str, WarmUp]:
+    results = {}
+    for name, run in runs.items():
+        write_event(events, "stage", stage="warming up", model=name)
+        results[name] = warm_up(run, settings)
+    return results
+
+
+def _is_stable(attempt: Mapping[str, list[list[int]]]) -> bool:
+    return all(LatencyReport.from_blocks(blocks).stable for blocks in attempt.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What a target is: something that runs an ONNX model, from this machine's CPU to a board on a desk.
+
+`Target` (what is there, what it can do) builds an `Engine` (one model, compiled for it); an engine opens a `Session`
+(the engine in memory, ready to run). The base classes here guard the life cycle once: they check what goes in, and
+turn whatever a runtime raises into a `TargetError` of one line. A runtime writes only `_build`, `_open`, `_run` and
+`_close`.
+
+Targets are found by the entry point group ``dtp_deploy.targets`` (name -> a subclass of `Target`), or by the name
+``module:Class``, for a target of the user's own. A measurement runs in a child process, which gets a `TargetSpec` (a
+name and plain options) and finds its target anew.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dtp_deploy.errors import DtpError, InputError, TargetError, UsageError
+
+Arrays = dict[str, npt.NDArray[Any]]
+Option = str | int | float | bool
+
+ENTRY_POINT_GROUP = "dtp_deploy.targets"
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """A target's name and options, plain enough to be sent to another process or written into a report.
+
+    Attributes:
+        name: the name of an installed target ("cpu"), or "module:Class" for a subclass of `Target` on the import path.
+        options: the keyword arguments of the target's class.
+    """
+
+    name: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can be used here; if not, why ("needs the package x"), and the line that would change it."""
+
+    available: bool
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What really runs, for the report: filled in from the runtime, not from the request."""
+
+    runtime: str
+    runtime_version: str
+    device: str
+    threads: int | None
+    precision: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and NumPy dtype name of one input or output of an engine. Shapes are static."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@contextmanager
+def _foreign(label: str, action: str) -> Iterator[None]:
+    """Turn whatever a runtime raises into one line that says where it happened."""
+    try:
+        yield
+    except DtpError:
+        raise
+    except Exception as error:
+        raise TargetError(f"{label} failed to {action}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+class Session(abc.ABC):
+    """An engine in memory. Use it as ``with engine.open() as session: session.run(inputs)``."""
+
+    label: str = "The session"
+    """Which target and model this is, for messages; set by `Engine.open`."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._expected = {spec.name: (spec.shape, np.dtype(spec.dtype)) for spec in self.inputs}
+        self._is_open = True
+
+    @abc.abstractmethod
+    def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the model once; the inputs have been checked."""
+
+    def _close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
+        """Give back what the runtime holds. Called once."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the model once: arrays by input name in, arrays by output name out.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another shape or dtype than `inputs` says.
+            TargetError: the session is closed, or the runtime fails.
+        """
+        if not self._is_open:
+            raise TargetError(f"{self.label} is closed. Open the engine again to run it.")
+        if inputs.keys() != self._expected.keys():
+            raise InputError(
+                f"{self.label} got inputs named {', '.join(sorted(inputs)) or '(none)'}. "
+                f"Give exactly: {', '.join(self._expected)}."
+            )
+        for name, (shape, dtype) in self._expected.items():
+            array = inputs[name]
+            if array.shape != shape or array.dtype != dtype:
+                raise InputError(
+                    f"{self.label} got input '{name}' as {array.dtype} {list(array.shape)}. "
+                    f"Give it as {dtype} {list(shape)}."
+                )
+        with _foreign(self.label, "run"):
+            return self._run(inputs)
+
+    def close(self) -> None:
+        """Give back what the runtime holds. Closing twice does no harm."""
+        if self._is_open:
+            self._is_open = False
+            with _foreign(self.label, "close"):
+                self._close()
+
+
+class Engine(abc.ABC):
+    """One model built for one target."""
+
+    label: str = "The engine"
+    """Which target and model this is, for messages; set by `Target.build`."""
+
+    def __init__(self, model_path: Path) -> None:
+        self.model_path = model_path
+
+    @abc.abstractmethod
+    def _open(self) -> Session:
+        """Load the engine into its runtime."""
+
+    @property
+    @abc.abstractmethod
+    def info(self) -> EngineInfo:
+        """What runs here."""
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """Load the engine, give it, and close it whatever happens.
+
+        Raises:
+            TargetError: the runtime could not load it.
+        """
+        with _foreign(self.label, "load its engine"):
+            session = self._open()
+        session.label = self.label
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class Target(abc.ABC):
+    """A runtime on a device. Constructing one is cheap and imports no runtime.
+
+    Subclasses take their options as keyword arguments and raise `UsageError` for one that is not allowed.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``dtp-deploy targets``."""
+    accepts: ClassVar[str] = "onnx"
+    """The form of model that `build` takes: "onnx" or "torch.export"."""
+
+    @abc.abstractmethod
+    def availability(self) -> Availability:
+        """Whether `build` can work here. Never raises."""
+
+    @abc.abstractmethod
+    def _build(self, model_path: Path) -> Engine:
+        """Compile the model; the target is available and the file exists."""
+
+    def build(self, model_path: Path) -> Engine:
+        """Compile the model at `model_path` for this target.
+
+        Raises:
+            InputError: there is no such file.
+            TargetError: the target is not available here, or its runtime refuses the model.
+        """
+        state = self.availability()
+        if not state.available:
+            remedy = f": {state.install}" if state.install else ""
+            raise TargetError(f"Target '{self.name}' {state.reason}{remedy}.")
+        if not model_path.is_file():
+            raise InputError(f"There is no model file at {model_path}. Give the path of an existing file.")
+        label = f"Target '{self.name}' with {model_path.name}"
+        with _foreign(label, "build"):
+            engine = self._build(model_path)
+        engine.label = label
+        return engine
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)}
+
+
+def target_classes() -> dict[str, type[Target]]:
+    """All targets that are installed, by name, in the order of their names."""
+    return {name: point.load() for name, point in _entry_points().items()}
+
+
+def find_target(spec: TargetSpec | str) -> Target:
+    """The target that a spec names, with its options set.
+
+    Raises:
+        UsageError: no target has that name, or it has no such option.
+    """
+    spec = TargetSpec(spec) if isinstance(spec, str) else spec
+    target_class = _find_class(spec.name)
+    signature = inspect.signature(target_class).replace(return_annotation=inspect.Signature.empty)
+    try:
+        signature.bind(**spec.options)
+    except TypeError as error:
+        raise UsageError(
+            f"Target '{spec.name}' does not take the options {dict(spec.options)}: {error}. It takes {signature}."
+        ) from None
+    return target_class(**spec.options)
+
+
+def _find_class(name: str) -> type[Target]:
+    points = _entry_points()
+    if name in points:
+        loaded: type[Target] = points[name].load()
+        return loaded
+    module, colon, attribute = name.partition(":")
+    if not (colon and module and attribute):
+        raise UsageError(
+            f"--target {name!r} is unknown. Give one of: {', '.join(points)}; or module:Class for a target of your "
+            "own. `dtp-deploy targets` says which are available here."
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise UsageError(
+            f"--target {name!r} cannot be imported: {type(error).__name__}: {_first_line(error)}. "
+            "Give module:Class, with the module on the import path."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Target)):
+        raise UsageError(f"--target {name!r} is no subclass of dtp_deploy.target.Target. Give module:Class of one.")
+    return found
+
+
+def random_inputs(specs: tuple[TensorSpec, ...], count: int, seed: int = 0) -> list[Arrays]:
+    """`count` different random inputs: standard normal for floats, zeros and ones for integers."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            spec.name: rng.standard_normal(spec.shape).astype(spec.dtype)
+            if np.issubdtype(np.dtype(spec.dtype), np.floating)
+            else rng.integers(0, 2, spec.shape).astype(spec.dtype)
+            for spec in specs
+        }
+        for _ in range(count)
+    ]

@@ -1,0 +1,1 @@
+"""What a target's author, or our own tests, can check with."""
