@@ -1,0 +1,262 @@
+"""Finding coupled channel groups with torch-pruning's dependency graph (Fang et al., DepGraph, CVPR 2023).
+
+Only the structure is taken from it: which index of which layer depends on which channel of the root layer. Removal is
+our own (`prune.surgery`), and nothing found here is believed before `prune.proof` has proven it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtp_deploy.errors import GraphError
+from dtp_deploy.graph.groups import ChannelGroup, Groups, Role, TensorSlice
+
+_NORMS_ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
+    """Find the coupled channel groups of a model by tracing it once in eval mode, on a copy.
+
+    Args:
+        model: any module whose forward pass autograd can follow.
+        inputs: an example input, shape (N, C, ...).
+
+    Returns:
+        The groups, those frozen that no rule knows how to prune. The others are still to be proven (`prune.prove`).
+
+    Raises:
+        GraphError: the model could not be traced, or holds no coupled channels at all.
+    """
+    traced = copy.deepcopy(model).eval()
+    for parameter in traced.parameters():
+        parameter.requires_grad_(True)
+    graph = _dependency_graph(traced, inputs)
+    names = {id(module): name for name, module in traced.named_modules()}
+    names |= {id(parameter): name for name, parameter in traced.named_parameters()}
+    groups: list[ChannelGroup] = []
+    for raw in graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+        groups.append(_GroupReader(graph, raw, names).read())
+    if not groups:
+        raise GraphError(
+            f"{type(model).__name__} has nothing to prune: no convolution or linear layer was found whose output "
+            "channels another layer reads."
+        )
+    assert len({group.name for group in groups}) == len(groups), [group.name for group in groups]
+    order = {name: place for place, name in enumerate(names.values())}
+    return Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
+
+
+def _dependency_graph(model: nn.Module, inputs: Tensor) -> Any:  # noqa: ANN401 - torch-pruning has no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch_pruning
+
+        try:
+            with torch.enable_grad():
+                return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+        except Exception as error:
+            raise GraphError(
+                f"The channels of {type(model).__name__} could not be followed with an input of shape "
+                f"{tuple(inputs.shape)} ({type(error).__name__}: {error}). Check --input; a model that needs more than "
+                "one tensor, or code that autograd cannot trace, cannot be pruned."
+            ) from error
+
+
+@dataclass
+class _Site:
+    """Where a group meets one layer, on its input or output side: layer index -> channels of the root layer."""
+
+    module: nn.Module | nn.Parameter
+    name: str
+    reads: bool
+    dim: int
+    roots_of_index: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+
+class _GroupReader:
+    """Turns one raw group into a `ChannelGroup`."""
+
+    def __init__(self, graph: Any, raw: Any, names: dict[int, str]) -> None:  # noqa: ANN401
+        self.graph, self.raw, self.names = graph, raw, names
+        self.root: nn.Module = raw[0].dep.target.module
+        self.width = len(raw[0].idxs)
+
+    def read(self) -> ChannelGroup:
+        sites, frozen = self._sites(self.raw)
+        if frozen is None and self._is_folded(sites):
+            for channel in range(self.width):
+                single, _ = self._sites(self._single(channel))
+                for key, site in single.items():
+                    for index in site.roots_of_index:
+                        sites[key].roots_of_index[index].add(channel)
+        parent = list(range(self.width))
+        for site in sites.values():
+            for roots in _coupled(site):
+                _unite(parent, roots)
+        units = _units(parent)
+        sizes = {len(members) for members in units}
+        unit_of_root = {root: number for number, members in enumerate(units) for root in members}
+        slices = tuple(piece for site in sites.values() for piece in _slices(site, unit_of_root))
+        if frozen is None and (len(sizes) > 1 or any(_is_uneven(piece, len(units)) for piece in slices)):
+            frozen = "its channels are coupled unevenly"
+        group = ChannelGroup(
+            name=self.names[id(self.root)],
+            units=len(units),
+            channels_per_unit=max(sizes),
+            slices=slices,
+            frozen_because=frozen,
+        )
+        if frozen is None and not group.readers:
+            frozen = "no layer with weights reads its channels, as with an output of the model"
+        if frozen is None and group.units < 2:
+            frozen = "it has a single unit, and the last one cannot be removed"
+        return ChannelGroup(group.name, group.units, group.channels_per_unit, slices, frozen)
+
+    def _sites(self, raw: Any) -> tuple[dict[tuple[int, bool], _Site], str | None]:  # noqa: ANN401
+        sites: dict[tuple[int, bool], _Site] = {}
+        frozen: str | None = None
+        for item in raw.items:
+            node, handler = item.dep.target, item.dep.handler
+            module = node.module
+            if node.type == self.graph.ops.OPTYPE.OUTPUT:
+                frozen = frozen or "its channels are an output of the model"
+            if id(module) not in self.names:
+                continue  # an operation without weights
+            name = self.names[id(module)]
+            if isinstance(module, _NORMS_ACROSS):
+                frozen = frozen or f"{type(module).__name__} '{name}' normalises across its channels"
+            elif not _is_known(module):
+                frozen = frozen or f"{type(module).__name__} '{name}' is not understood"
+            reads = self.graph.is_in_channel_pruning_fn(handler) and not self.graph.is_out_channel_pruning_fn(handler)
+            dim = node.pruning_dim if isinstance(module, nn.Parameter) else 0
+            site = sites.setdefault((id(module), reads), _Site(module, name, reads, dim))
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                site.roots_of_index[index].add(root)
+        return sites, frozen
+
+    def _single(self, channel: int) -> Any:  # noqa: ANN401
+        return self.graph.get_pruning_group(self.root, self.raw[0].dep.handler, [channel])
+
+    def _is_folded(self, sites: dict[tuple[int, bool], _Site]) -> bool:
+        """Whether removing one channel removes more than its own: a chunk that is added to its other half, say.
+
+        The group of all channels keeps one root an index, so such couplings are lost in it; the groups of single
+        channels show them. Three channels are enough to notice; then all are looked at.
+        """
+        for channel in {0, self.width // 2, self.width - 1}:
+            single, _ = self._sites(self._single(channel))
+            for key, site in single.items():
+                expected = {index for index, roots in sites[key].roots_of_index.items() if channel in roots}
+                if set(site.roots_of_index) != expected:
+                    return True
+        return False
+
+
+def _is_known(module: nn.Module | nn.Parameter) -> bool:
+    known = (*_CONVOLUTIONS, *_BATCH_NORMS, nn.Linear, nn.PReLU, nn.Embedding, nn.Parameter)
+    return isinstance(module, known)
+
+
+def _is_depthwise(module: nn.Module | nn.Parameter) -> bool:
+    return isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
+
+
+def _coupled(site: _Site) -> Iterable[set[int]]:
+    """Sets of root channels that this layer forces to be removed together."""
+    yield from (roots for roots in site.roots_of_index.values() if len(roots) > 1)
+    module = site.module
+    if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not _is_depthwise(module):
+        # Every group of the convolution must keep the same positions, on either side, to stay a grouped convolution.
+        total = module.in_channels if site.reads else module.out_channels
+        each = total // module.groups
+        positions: dict[int, set[int]] = defaultdict(set)
+        for index, roots in site.roots_of_index.items():
+            positions[index % each] |= roots
+        yield from positions.values()
+
+
+def _unite(parent: list[int], members: set[int]) -> None:
+    def find(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    first, *rest = sorted(members)
+    for other in rest:
+        low, high = sorted((find(first), find(other)))
+        parent[high] = low
+
+
+def _units(parent: list[int]) -> list[list[int]]:
+    members: dict[int, list[int]] = defaultdict(list)
+    for root in range(len(parent)):
+        node = root
+        while parent[node] != node:
+            node = parent[node]
+        members[node].append(root)
+    return [members[node] for node in sorted(members)]
+
+
+def _slices(site: _Site, unit_of_root: dict[int, int]) -> Iterable[TensorSlice]:
+    unit_of_index = {index: unit_of_root[min(roots)] for index, roots in site.roots_of_index.items()}
+    for leaf, dim, role in _tensors(site):
+        tensor = site.module if not leaf else getattr(site.module, leaf)
+        size = tensor.shape[dim]
+        units = [-1] * size
+        for index, unit in unit_of_index.items():
+            units[index % size] = unit  # an input index of a grouped convolution is a position within its group
+        yield TensorSlice(f"{site.name}.{leaf}" if leaf else site.name, dim, tuple(units), role)
+
+
+def _is_uneven(piece: TensorSlice, units: int) -> bool:
+    counts = [0] * units
+    for unit in piece.unit_of_index:
+        if unit >= 0:
+            counts[unit] += 1
+    return len(set(counts)) > 1
+
+
+def _tensors(site: _Site) -> Iterable[tuple[str, int, Role]]:
+    """The tensors of a layer that hold its channels: name, dimension, role."""
+    module = site.module
+    if isinstance(module, nn.Parameter):
+        yield "", site.dim, "through"
+    elif isinstance(module, _CONVOLUTIONS):
+        out_dim, in_dim = (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
+        if _is_depthwise(module):
+            yield "weight", 0, "through"
+        elif site.reads:
+            yield "weight", in_dim, "reader"
+            return
+        else:
+            yield "weight", out_dim, "writer"
+        if module.bias is not None:
+            yield "bias", 0, "through"
+    elif isinstance(module, nn.Linear):
+        if site.reads:
+            yield "weight", 1, "reader"
+            return
+        yield "weight", 0, "writer"
+        if module.bias is not None:
+            yield "bias", 0, "through"
+    elif isinstance(module, nn.Embedding):
+        yield "weight", 1, "writer"
+    elif isinstance(module, nn.PReLU):
+        if module.num_parameters > 1:
+            yield "weight", 0, "through"
+    elif isinstance(module, _BATCH_NORMS):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            if getattr(module, leaf) is not None:
+                yield leaf, 0, "through"

@@ -1,0 +1,116 @@
+"""The data types of coupled channels: a group is a set of units, a unit is what is removed as one.
+
+A unit is usually one channel, followed through every tensor that knows it: the filter that writes it, the BatchNorm
+entries that scale it, the residual branches that are added to it, and the input slices of the layers that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["writer", "through", "reader"]
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """One dimension of one parameter or buffer that a group runs through.
+
+    Attributes:
+        tensor: dotted name in the model's state, for example "layer1.0.conv1.weight".
+        dim: the dimension.
+        unit_of_index: for every index of that dimension the unit it belongs to, or -1 for "not of this group".
+        role: "writer" produces the channels, "through" passes them on one by one (BatchNorm, depthwise convolution),
+            "reader" sums over them. Masks lie on readers.
+    """
+
+    tensor: str
+    dim: int
+    unit_of_index: tuple[int, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that can only be removed together, unit by unit.
+
+    Attributes:
+        name: the layer that writes the channels first.
+        units: how many units there are.
+        channels_per_unit: channels of that layer a unit stands for (1, or more where a grouped convolution couples them).
+        slices: every tensor dimension that the units run through.
+        frozen_because: why no unit may be removed; None for a group that may be pruned.
+    """
+
+    name: str
+    units: int
+    channels_per_unit: int
+    slices: tuple[TensorSlice, ...]
+    frozen_because: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return self.units * self.channels_per_unit
+
+    @property
+    def readers(self) -> tuple[TensorSlice, ...]:
+        """The slices on which masks lie."""
+        return tuple(piece for piece in self.slices if piece.role == "reader")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All channel groups of a model, prunable and frozen, in the order of the layers.
+
+    Attributes:
+        all: the groups.
+        inputs: the example input that they were found with, shape (N, C, ...). MACs are counted for its shape.
+    """
+
+    all: tuple[ChannelGroup, ...]
+    inputs: Tensor
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be pruned."""
+        return tuple(group for group in self.all if group.frozen_because is None)
+
+    @property
+    def frozen(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may not, each with its reason."""
+        return tuple(group for group in self.all if group.frozen_because is not None)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+
+def tensor_by_name(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its dotted name."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), leaf)
+    assert isinstance(tensor, Tensor), name
+    return tensor
+
+
+def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer, keeping which of the two it is."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, leaf)
+    if isinstance(old, nn.Parameter):
+        setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+    else:
+        setattr(module, leaf, value)
+
+
+def index_tensor(piece: TensorSlice, device: torch.device | None = None) -> Tensor:
+    """`unit_of_index` as an int64 tensor, shape [size of the dimension,]."""
+    return torch.tensor(piece.unit_of_index, dtype=torch.int64, device=device)

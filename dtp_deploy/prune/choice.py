@@ -1,0 +1,184 @@
+"""Choosing whole channels by their scores, within a budget, and using all of it."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtp_deploy.cost import WidthFunction
+from dtp_deploy.errors import BudgetError
+from dtp_deploy.graph import ChannelGroup
+
+
+@dataclass(frozen=True)
+class WidthLevels:
+    """The widths that a group may take.
+
+    Attributes:
+        units: allowed numbers of units, ascending, at least one of them.
+    """
+
+    units: tuple[int, ...]
+
+    def at_most(self, count: int) -> int:
+        """Position of the largest allowed width not above `count`, or of the smallest allowed."""
+        position = 0
+        for candidate, units in enumerate(self.units):
+            if units <= count:
+                position = candidate
+        return position
+
+
+def allowed_widths(group: ChannelGroup, floor: int, round_to: int = 1) -> WidthLevels:
+    """Multiples of `round_to` channels from the floor up, and the full width.
+
+    >>> allowed_widths(ChannelGroup("conv", 20, 1, ()), floor=3, round_to=8).units
+    (8, 16, 20)
+    """
+    step = round_to // math.gcd(round_to, group.channels_per_unit)
+    widths = [units for units in range(step, group.units + 1, step) if units >= floor]
+    return WidthLevels(tuple(sorted({*widths, group.units})))
+
+
+def uniform_ratio(cost: WidthFunction, units: Tensor, limit: float) -> float:
+    """The r in [0, 1] with cost(r * units) = limit; 0 or 1 where there is none.
+
+    Args:
+        cost: of the kept units of each group.
+        units: full number of units a group, shape [G,], float64.
+        limit: wanted cost.
+    """
+    if float(cost(units)[0]) <= limit:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float(cost(units * middle)[0]) <= limit:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def choose_channels(
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+    cost: WidthFunction,
+    limit: float,
+    levels: Sequence[WidthLevels],
+) -> dict[str, list[int]]:
+    """The units to keep: the highest scores, cost <= limit, and no further unit in the learned order would fit.
+
+    First one threshold for all groups, the lowest that the limit allows; then what the limit leaves is filled with
+    single steps up, best mean score first.
+
+    Args:
+        groups: the prunable groups, G of them.
+        scores: one score a unit for every group, each [units,].
+        cost: of the kept units of each group, rising with each.
+        limit: largest cost allowed.
+        levels: allowed widths of every group.
+
+    Returns:
+        Kept units by group name, ascending.
+
+    Raises:
+        BudgetError: the smallest allowed widths cost more than the limit.
+    """
+    orders = [torch.argsort(score.detach().cpu(), descending=True, stable=True) for score in scores]
+    ranked = [score.detach().cpu()[order] for score, order in zip(scores, orders, strict=True)]
+
+    def cost_of(positions: Sequence[int]) -> float:
+        widths = [level.units[position] for level, position in zip(levels, positions, strict=True)]
+        return float(cost(torch.tensor(widths, dtype=torch.float64))[0])
+
+    def above(threshold: float) -> list[int]:
+        return [level.at_most(int((values >= threshold).sum())) for level, values in zip(levels, ranked, strict=True)]
+
+    smallest = [0] * len(groups)
+    if cost_of(smallest) > limit:
+        raise BudgetError(
+            f"The smallest widths allowed cost {cost_of(smallest):.6g}, above the limit of {limit:.6g}. "
+            "Give a larger budget, or a smaller --round-to."
+        )
+    thresholds = torch.cat(ranked).unique().tolist()  # ascending: the cost falls along it
+    low, high = 0, len(thresholds)
+    while low < high:
+        middle = (low + high) // 2
+        if cost_of(above(thresholds[middle])) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    positions = above(thresholds[low]) if low < len(thresholds) else smallest
+    _fill(positions, levels, ranked, cost_of, limit)
+    return {
+        group.name: sorted(order[: level.units[position]].tolist())
+        for group, order, level, position in zip(groups, orders, levels, positions, strict=True)
+    }
+
+
+def _fill(
+    positions: list[int],
+    levels: Sequence[WidthLevels],
+    ranked: Sequence[Tensor],
+    cost_of: Callable[[Sequence[int]], float],
+    limit: float,
+) -> None:
+    """Raise widths step by step, in place, while the limit allows; a step that does not fit never fits later."""
+    queue: list[tuple[float, int]] = []
+
+    def offer(number: int) -> None:
+        level, position = levels[number], positions[number]
+        if position + 1 < len(level.units):
+            block = ranked[number][level.units[position] : level.units[position + 1]]
+            heapq.heappush(queue, (-float(block.mean()), number))
+
+    for number in range(len(positions)):
+        offer(number)
+    while queue:
+        _, number = heapq.heappop(queue)
+        positions[number] += 1
+        if cost_of(positions) <= limit:
+            offer(number)
+        else:
+            positions[number] -= 1
+
+
+def floor_units(
+    groups: Sequence[ChannelGroup], cost: WidthFunction, limit: float, share: float, least: int
+) -> list[int]:
+    """Least units of every group: a share of its width at the uniform ratio, at least `least`, while the limit allows.
+
+    Where even that is too much, one unit each.
+
+    >>> from dtp_deploy.cost import ChannelCount
+    >>> groups = [ChannelGroup("a", 16, 1, ()), ChannelGroup("b", 6, 1, ())]
+    >>> floor_units(groups, ChannelCount(torch.ones(2, dtype=torch.float64)), 11, share=0.5, least=2)
+    [4, 2]
+    """
+    units = torch.tensor([float(group.units) for group in groups], dtype=torch.float64)
+    ratio = uniform_ratio(cost, units, limit)
+    wanted = [min(max(least, int(share * ratio * group.units)), group.units) for group in groups]
+    if float(cost(torch.tensor(wanted, dtype=torch.float64))[0]) <= limit:
+        return wanted
+    return [1] * len(groups)
+
+
+def even_widths(level: WidthLevels, count: float) -> WidthLevels:
+    """The two allowed widths around `count` units: all that is left to choose where every layer keeps the same ratio.
+
+    >>> even_widths(WidthLevels((2, 4, 6, 8)), 5.2).units
+    (4, 6)
+    """
+    position = level.at_most(math.floor(count))
+    return WidthLevels(level.units[position : position + 2])
+
+
+def kept_counts(kept: Mapping[str, Sequence[int]], groups: Sequence[ChannelGroup]) -> Tensor:
+    """Units kept of every group, shape [G,], float64."""
+    return torch.tensor([float(len(kept[group.name])) for group in groups], dtype=torch.float64)

@@ -1,0 +1,332 @@
+"""`ChannelMasks`: differentiable transportation pruning inside any training loop.
+
+    masks = ChannelMasks(model, groups, budget, steps=1000)
+    for x, y in batches:                       # 1000 of them
+        loss_function(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        masks.step()
+    plan = masks.harden()
+    small = remove_channels(model, plan)
+
+The masks multiply the input slices of every layer that reads a group. There, and not at the filters, masked and removed
+agree whatever lies between, and no BatchNorm can cancel a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dtp_deploy.budget import Budget
+from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_cost
+from dtp_deploy.errors import BudgetError, TrainingError, UsageError
+from dtp_deploy.graph import ChannelGroup, Groups
+from dtp_deploy.graph.groups import index_tensor
+from dtp_deploy.prune.choice import (
+    WidthLevels,
+    allowed_widths,
+    choose_channels,
+    even_widths,
+    floor_units,
+    kept_counts,
+    uniform_ratio,
+)
+from dtp_deploy.prune.importance import initial_scores
+from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
+from dtp_deploy.prune.schedule import MaskSettings
+from dtp_deploy.transport import (
+    Floors,
+    TransportProblem,
+    TransportResult,
+    epsilon_for_softness,
+    sinkhorn_step,
+    solve_exact,
+)
+
+
+def cost_of(budget: Budget, model: nn.Module, groups: Groups) -> WidthFunction:
+    """The cost that a budget speaks of, as a function of the widths; bytes are counted at four a parameter.
+
+    Raises:
+        UsageError: the budget is a latency, which no formula gives: it must be learned from a target.
+    """
+    if budget.kind == "macs":
+        return macs_cost(model, groups)
+    if budget.kind == "params":
+        return parameter_cost(model, groups)
+    if budget.kind == "size":
+        return parameter_cost(model, groups, per_value=4.0)
+    if budget.kind == "channels":
+        widths = [float(group.channels_per_unit) for group in groups.prunable]
+        return ChannelCount(torch.tensor(widths, dtype=torch.float64))
+    raise UsageError(
+        "A latency budget needs a cost learned from the target: give ChannelMasks(..., cost=..., limit=...), or use "
+        "dtp_deploy.compress."
+    )
+
+
+class _UnitCost:
+    """A cost of widths, seen as a cost of single masks."""
+
+    def __init__(self, cost: WidthFunction, group_of_unit: Tensor, groups: int) -> None:
+        self.cost, self.group_of_unit, self.groups = cost, group_of_unit, groups
+
+    def __call__(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        widths = torch.zeros(self.groups, dtype=masks.dtype, device=masks.device)
+        value, gradient = self.cost(widths.index_add(0, self.group_of_unit, masks))
+        return value, gradient[self.group_of_unit]
+
+
+class _ReaderMask(nn.Module):
+    """Multiplies one dimension of a reader's weight by the masks of the units it belongs to."""
+
+    def __init__(self, padded: Tensor, positions: Tensor, dim: int, ndim: int) -> None:
+        super().__init__()
+        self.padded = padded  # shared by all readers: the masks, and a one for indices of no group
+        self.register_buffer("positions", positions, persistent=False)
+        self.shape = [-1 if d == dim else 1 for d in range(ndim)]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        assert isinstance(self.positions, Tensor)
+        mask = self.padded.to(weight.dtype).index_select(0, self.positions)
+        return weight * mask.view(self.shape)
+
+
+class ChannelMasks:
+    """Soft masks on the readers of all prunable groups, learned by differentiable transportation.
+
+    Args:
+        model: changed in place while the masks are on: the weights of reading layers become parametrised. `harden`
+            takes the masks off again.
+        groups: proven groups of this model.
+        budget: the budget; a relative one is a share of the cost of the model as it is.
+        steps: how many times `step` will be called, >= 1. The masks are hard after the last.
+        settings: hyper-parameters, none of which needs tuning.
+        cost: the cost of the widths that `limit` bounds, where it is not the budget's own (latency).
+        limit: the largest cost allowed; by default the budget's.
+
+    Attributes:
+        limit: the largest cost allowed, in the unit of `cost`.
+        dense_cost: cost of the full widths.
+        smallest_cost: cost of one unit in every group.
+        scores: one score a unit, all groups one after the other, shape [n,], float64.
+        result: the transport result of the present step.
+
+    Raises:
+        UsageError: no steps, or a latency budget without a cost.
+        BudgetError: not even one unit a group meets the limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        budget: Budget,
+        *,
+        steps: int,
+        settings: MaskSettings | None = None,
+        cost: WidthFunction | None = None,
+        limit: float | None = None,
+    ) -> None:
+        if steps < 1:
+            raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
+        self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
+        self.settings = settings if settings is not None else MaskSettings()
+        self.cost = cost if cost is not None else cost_of(budget, model, groups)
+        prunable = groups.prunable
+        self._units = torch.tensor([float(group.units) for group in prunable], dtype=torch.float64)
+        self.dense_cost = float(self.cost(self._units)[0])
+        self.limit = budget.limit_for(self.dense_cost) if limit is None else limit
+        self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
+        self.smallest_cost = float(self.cost(torch.ones_like(self._units))[0])
+        if self.smallest_cost > self.limit:
+            raise BudgetError(
+                f"--{budget.kind} {budget} is a limit of {self.limit:.6g}, but one channel in every layer that may be "
+                f"pruned still costs {self.smallest_cost:.6g} of the dense {self.dense_cost:.6g}. "
+                f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10}% or more."
+            )
+        self.ratio = uniform_ratio(self.cost, self._units, self.limit)
+        self.floors = floor_units(prunable, self.cost, self.limit, self.settings.floor_share, self.settings.floor_units)
+        device = next(model.parameters()).device
+        self._group_of_unit = torch.cat(
+            [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
+        )
+        self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
+        self.scores = torch.cat(initial_scores(model, prunable, self.settings.scores)).cpu().requires_grad_()
+        self._velocity = torch.zeros_like(self.scores)
+        self._mean_square = 0.0
+        self._step = 0
+        self._epsilon = 1.0
+        self._padded = torch.ones(len(self.scores) + 1, device=device, requires_grad=True)
+        self._threshold = 0.0
+        self.result = self._solve()
+        self._parametrised = _put_on(model, prunable, self._padded)
+        self._write()
+
+    @property
+    def progress(self) -> float:
+        """Share of the mask phase that is over, in [0, 1]."""
+        return min(1.0, self._step / self.steps)
+
+    @property
+    def undecided(self) -> float:
+        """Share of the masks in (0.02, 0.98)."""
+        masks = self.result.masks.detach()
+        return float(((masks > 0.02) & (masks < 0.98)).double().mean())
+
+    def step(self) -> None:
+        """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
+
+        Call it after the optimiser's step. Gradients of several backward passes add up, as they do in an optimiser.
+        After `steps` calls the masks are hard and stay as they are.
+
+        Raises:
+            TrainingError: the gradients hold NaN or infinity.
+        """
+        if self._step >= self.steps:
+            return
+        gradient = self._padded.grad
+        if gradient is not None:
+            self._learn(gradient[:-1].to(self.scores))
+            self._padded.grad = None
+        self._step += 1
+        self.result = self._solve()
+        self._write()
+
+    def _learn(self, gradient: Tensor) -> None:
+        if not bool(torch.isfinite(gradient).all()):
+            raise TrainingError(
+                f"The masks' gradients hold NaN or infinity at step {self._step}. Lower --lr, or check the data."
+            )
+        (slope,) = torch.autograd.grad(self.result.masks, self.scores, gradient)
+        # The temperature only scales the slope of all units alike; taken out, so that it does not disturb the average.
+        slope = slope * (self._epsilon / 2)
+        decay = self.settings.rms_decay
+        self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
+        root = math.sqrt(self._mean_square / (1 - decay ** (self._step + 1)))
+        if root > 0:
+            self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=1 / root)
+            with torch.no_grad():
+                self.scores.sub_(self._velocity, alpha=self.settings.rate_at(self.progress))
+
+    def _solve(self) -> TransportResult:
+        settings, progress = self.settings, self.progress
+        budget = settings.budget_at(progress, self.limit, self.dense_cost)
+        ratio_now = uniform_ratio(self.cost, self._units, budget)
+        if self.budget.scope == "per-layer":
+            # Every group at its floor is the same ratio in every layer; no budget is left to share.
+            floors, budget_left = self._units * ratio_now, 0.0
+        else:
+            floors, budget_left = torch.tensor(self.floors, dtype=torch.float64), budget
+        problem = TransportProblem(
+            scores=self.scores,
+            epsilon=self._epsilon,
+            cost=self._unit_cost,
+            budget=budget_left,
+            floors=Floors(self._group_of_unit, floors),
+        )
+        wanted = settings.softness_at(progress, self.ratio, ratio_now)
+        epsilon = epsilon_for_softness(problem, wanted)
+        start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
+        problem = TransportProblem(self.scores, epsilon, problem.cost, budget_left, problem.floors)
+        self._epsilon = epsilon
+        if settings.solver == "sinkhorn-1" and self.budget.scope == "global":
+            result = sinkhorn_step(problem, start)
+        else:
+            result = solve_exact(problem, start if math.isfinite(start) else None)
+        self._threshold = result.threshold if math.isfinite(result.threshold) else 0.0
+        return result
+
+    def _write(self) -> None:
+        with torch.no_grad():
+            self._padded[:-1] = self.result.masks.to(self._padded)
+
+    def group_scores(self) -> tuple[Tensor, ...]:
+        """The scores by group, each [units,]."""
+        sizes = [group.units for group in self.groups.prunable]
+        return tuple(self.scores.detach().clone().split(sizes))
+
+    def levels(self, limit: float | None = None) -> list[WidthLevels]:
+        """The widths that `choose` may give each group."""
+        limit = self.limit if limit is None else limit
+        groups, settings = self.groups.prunable, self.settings
+        floors = floor_units(groups, self.cost, limit, settings.floor_share, settings.floor_units)
+        if self.budget.scope == "per-layer":
+            ratio = uniform_ratio(self.cost, self._units, limit)
+            whole = [allowed_widths(group, 1, settings.round_to) for group in groups]
+            return [even_widths(level, ratio * group.units) for level, group in zip(whole, groups, strict=True)]
+        return [allowed_widths(group, floor, settings.round_to) for group, floor in zip(groups, floors, strict=True)]
+
+    def choose(self, limit: float | None = None) -> PruningPlan:
+        """The plan that the present scores give within `limit` (default: the budget), without touching the model.
+
+        Raises:
+            BudgetError: the smallest allowed widths cost more.
+        """
+        limit = self.limit if limit is None else limit
+        kept = choose_channels(self.groups.prunable, self.group_scores(), self.cost, limit, self.levels(limit))
+        return make_plan(self.groups, kept, self._fingerprint)
+
+    def cost_of_plan(self, plan: PruningPlan) -> float:
+        """The cost of a plan, by the formula."""
+        kept = {choice.name: choice.kept_units for choice in plan.groups}
+        return float(self.cost(kept_counts(kept, self.groups.prunable))[0])
+
+    def harden(self, plan: PruningPlan | None = None) -> PruningPlan:
+        """Take the masks off: kept units keep their last mask as a factor in the weights, the others become zero.
+
+        Args:
+            plan: what to keep; by default what `choose` gives.
+
+        Returns:
+            The plan. `remove_channels(model, plan)` then gives a model with the same outputs.
+        """
+        plan = self.choose() if plan is None else plan
+        kept: Mapping[str, Sequence[int]] = {choice.name: choice.kept_units for choice in plan.groups}
+        hard = torch.cat(
+            [
+                torch.zeros(group.units).index_fill_(0, torch.tensor(kept[group.name], dtype=torch.int64), 1.0)
+                for group in self.groups.prunable
+            ]
+        )
+        with torch.no_grad():
+            # A kept unit that was undecided counts as kept: a tiny factor would only slow its fine-tuning.
+            self._padded[:-1] = hard.to(self._padded) * self._padded[:-1].clamp_min(0.5)
+        self.detach()
+        return plan
+
+    def detach(self) -> None:
+        """Take the masks off and leave the weights as the masks make them now."""
+        for module, leaf in self._parametrised:
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+        self._parametrised = []
+
+
+def _put_on(model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor) -> list[tuple[nn.Module, str]]:
+    """Parametrise every reader's weight; one that reads several groups gets one mask for all of them."""
+    last = len(padded) - 1
+    positions: dict[tuple[str, int], Tensor] = {}
+    offset = 0
+    for group in groups:
+        for piece in group.readers:
+            units = index_tensor(piece)
+            key = (piece.tensor, piece.dim)
+            known = positions.setdefault(key, torch.full_like(units, last))
+            inside = units >= 0
+            assert bool((known[inside] == last).all()), f"two groups share indices of {key}"
+            known[inside] = units[inside] + offset
+        offset += group.units
+    done = []
+    for (name, dim), where in positions.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        ndim = getattr(module, leaf).ndim
+        mask = _ReaderMask(padded, where.to(padded.device), dim, ndim)
+        parametrize.register_parametrization(module, leaf, mask, unsafe=True)
+        done.append((module, leaf))
+    return done

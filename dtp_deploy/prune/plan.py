@@ -1,0 +1,169 @@
+"""The pruning plan: everything that turns the dense model into the pruned one, and nothing that needs code to read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dtp_deploy.errors import InputError
+from dtp_deploy.graph import ChannelGroup
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What was kept of one channel group.
+
+    Attributes:
+        name: the layer that writes the channels first.
+        width_before: channels in the dense model.
+        width_after: channels kept.
+        kept_units: indices of the units kept, ascending.
+        frozen_because: why nothing was removed, if the group was frozen.
+    """
+
+    name: str
+    width_before: int
+    width_after: int
+    kept_units: tuple[int, ...]
+    frozen_because: str | None = None
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Kept units of every group, and the kept indices of every tensor dimension that follow from them.
+
+    Attributes:
+        groups: one choice a group, in the order of the layers.
+        tensors: tensor name -> dimension -> kept indices, ascending. Removal needs nothing but this.
+        fingerprint: of the dense model's tensor names and shapes, see `fingerprint_of`.
+    """
+
+    groups: tuple[GroupChoice, ...]
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    fingerprint: str
+
+    def widths(self) -> dict[str, int]:
+        """Channels kept, by group."""
+        return {group.name: group.width_after for group in self.groups}
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless the plan was made for a model with exactly these tensors.
+
+        Raises:
+            InputError: the model's tensor names or shapes differ from those that the plan was made for.
+        """
+        if fingerprint_of(model) != self.fingerprint:
+            raise InputError(
+                f"The pruning plan was made for another model: the tensor names or shapes of {type(model).__name__} "
+                "differ. Give the factory, unchanged, that the dense model came from."
+            )
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives an equal plan."""
+        return json.dumps(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "fingerprint": self.fingerprint,
+                "groups": [
+                    {
+                        "name": group.name,
+                        "width_before": group.width_before,
+                        "width_after": group.width_after,
+                        "kept_units": list(group.kept_units),
+                        "frozen_because": group.frozen_because,
+                    }
+                    for group in self.groups
+                ],
+                "tensors": {
+                    name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in self.tensors.items()
+                },
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            InputError: the text is no pruning plan, or one of a newer schema.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw["schema_version"]
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise InputError(
+                    f"The pruning plan has schema version {version}; this dtp-deploy reads up to {SCHEMA_VERSION}. "
+                    "Install a newer dtp-deploy."
+                )
+            return PruningPlan(
+                groups=tuple(
+                    GroupChoice(
+                        str(group["name"]),
+                        int(group["width_before"]),
+                        int(group["width_after"]),
+                        tuple(int(unit) for unit in group["kept_units"]),
+                        group["frozen_because"],
+                    )
+                    for group in raw["groups"]
+                ),
+                tensors={
+                    str(name): {int(dim): tuple(int(index) for index in kept) for dim, kept in dims.items()}
+                    for name, dims in raw["tensors"].items()
+                },
+                fingerprint=str(raw["fingerprint"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"This is not a pruning plan ({type(error).__name__}: {error}). Give the pruning_plan.json that "
+                "`dtp-deploy compress` wrote."
+            ) from error
+
+
+def make_plan(groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[int]], fingerprint: str) -> PruningPlan:
+    """The plan that keeps the given units of the named groups, and everything of the others.
+
+    Args:
+        groups: the groups of the dense model.
+        kept_units: group name -> units kept; at least one of each group. Frozen groups may not be named.
+        fingerprint: `fingerprint_of` the dense model.
+    """
+    tensors: dict[str, dict[int, set[int]]] = {}
+    choices = []
+    for group in groups:
+        kept = sorted(set(kept_units.get(group.name, range(group.units))))
+        assert kept, group.name
+        assert kept[0] >= 0, group.name
+        assert kept[-1] < group.units, group.name
+        assert group.frozen_because is None or group.name not in kept_units, group.name
+        choices.append(
+            GroupChoice(group.name, group.width, len(kept) * group.channels_per_unit, tuple(kept), group.frozen_because)
+        )
+        if len(kept) == group.units:
+            continue
+        removed = set(range(group.units)) - set(kept)
+        for piece in group.slices:
+            everything = set(range(len(piece.unit_of_index)))
+            gone = {index for index, unit in enumerate(piece.unit_of_index) if unit in removed}
+            dims = tensors.setdefault(piece.tensor, {})
+            dims[piece.dim] = dims.get(piece.dim, everything) - gone
+    return PruningPlan(
+        groups=tuple(choices),
+        tensors={name: {dim: tuple(sorted(kept)) for dim, kept in dims.items()} for name, dims in tensors.items()},
+        fingerprint=fingerprint,
+    )
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of all parameters and buffers.
+
+    >>> fingerprint_of(nn.Linear(2, 3)) == fingerprint_of(nn.Linear(2, 3))
+    True
+    """
+    lines = sorted(f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

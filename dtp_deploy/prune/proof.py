@@ -1,0 +1,187 @@
+"""Proof of a removal: masking some units at their readers and removing them must give the same outputs.
+
+Every group is tried on its own, then all of them together. What fails is frozen, with the reason, so that no removal
+that was not seen to be exact is ever made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dtp_deploy.errors import GraphError
+from dtp_deploy.graph import ChannelGroup, Groups, tensor_by_name
+from dtp_deploy.graph.groups import index_tensor
+from dtp_deploy.modules import flatten_outputs
+from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.prune.plan import fingerprint_of, make_plan
+from dtp_deploy.prune.surgery import remove_channels
+
+_SHARE = 0.3
+"""Share of a group's units that a trial removes."""
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+"""Largest relative difference of an agreeing pair of outputs, by the precision that the trial could run in."""
+
+
+@contextmanager
+def masked(model: nn.Module, groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Within the context, the readers of `model` see zeros in place of all units that are not kept."""
+    saved: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for group in groups:
+                if group.name not in kept_units:
+                    continue
+                gone = set(range(group.units)) - set(kept_units[group.name])
+                for piece in group.readers:
+                    tensor = tensor_by_name(model, piece.tensor)
+                    saved.setdefault(piece.tensor, tensor.detach().clone())
+                    indices = torch.isin(index_tensor(piece), torch.tensor(sorted(gone), dtype=torch.int64))
+                    tensor.index_fill_(piece.dim, indices.nonzero().flatten().to(tensor.device), 0.0)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in saved.items():
+                tensor_by_name(model, name).copy_(value)
+
+
+def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress = SILENT) -> Groups:
+    """Try the removal of every group that is not frozen, and freeze what masking and removing disagree on.
+
+    The trial runs on a copy in eval mode whose parameters and BatchNorm statistics are perturbed, so that no zero or
+    dead channel can make two different functions look alike, in float64 where the model allows it.
+
+    Args:
+        model: the dense model; not changed.
+        groups: as found by `find_groups`.
+        seed: of the perturbation and of the units tried.
+        progress: told about every frozen group.
+
+    Returns:
+        The same groups, failures frozen.
+
+    Raises:
+        GraphError: no group is left that may be pruned.
+    """
+    trial = _Trial(model, groups.inputs, seed)
+    proven: list[ChannelGroup] = []
+    with progress.task("proof", total=len(groups)) as advance:
+        for group in groups:
+            reason = group.frozen_because or trial.failure([group])
+            proven.append(replace(group, frozen_because=reason))
+            advance()
+    together = replace(groups, all=tuple(proven))
+    if together.prunable and trial.failure(together.prunable) is not None:
+        proven = _one_after_the_other(trial, proven)
+    result = replace(groups, all=tuple(proven))
+    for group in result.frozen:
+        progress.note(f"{group.name} keeps its {group.width} channels: {group.frozen_because}.")
+    if not result.prunable:
+        reasons = "; ".join(f"{group.name}: {group.frozen_because}" for group in result.frozen[:5])
+        raise GraphError(
+            f"{type(model).__name__} has nothing to prune: all {len(result)} channel groups are frozen ({reasons}). "
+            "Give a model in which a layer with weights reads another layer's channels."
+        )
+    return result
+
+
+def _one_after_the_other(trial: _Trial, proven: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Groups that hold alone but not together: add them one by one, and freeze those that break the sum."""
+    kept: list[ChannelGroup] = []
+    for group in proven:
+        candidates = [other for other in (*kept, group) if other.frozen_because is None]
+        reason = group.frozen_because
+        if reason is None and (why := trial.failure(candidates)) is not None:
+            reason = f"together with other groups {why}"
+        kept.append(replace(group, frozen_because=reason))
+    return kept
+
+
+class _Trial:
+    """A perturbed copy of the model, on which removals are tried."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
+        self.model = perturbed(model, generator)
+        self.fingerprint = fingerprint_of(model)
+        self.inputs = torch.randn(inputs.shape, generator=generator).to(inputs.device)
+        self.dtype = torch.float64
+        try:
+            self.model.to(torch.float64)
+            self.inputs = self.inputs.to(torch.float64)
+            self.dense = outputs_of(self.model, self.inputs)
+        except Exception:  # the model has float32 written into its code
+            self.dtype = torch.float32
+            self.model.to(torch.float32)
+            self.inputs = self.inputs.to(inputs.dtype)
+            self.dense = outputs_of(self.model, self.inputs)
+
+    def failure(self, tried: Sequence[ChannelGroup]) -> str | None:
+        """Why the tried groups cannot be pruned, or None if masking and removing agree."""
+        kept = {group.name: self._some_units(group) for group in tried}
+        with masked(self.model, tried, kept):
+            wanted = outputs_of(self.model, self.inputs)
+        plan = make_plan(tried, kept, self.fingerprint)
+        try:
+            found = outputs_of(remove_channels(self.model, plan), self.inputs)
+        except Exception as error:
+            return f"the model does not run without some of its channels ({type(error).__name__}: {_line(error)})"
+        if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
+            return "its channels are an output of the model"
+        if relative_difference(self.dense, wanted) <= TOLERANCES[self.dtype]:
+            return "no effect of its channels on the outputs was seen, so nothing can be proven"
+        difference = relative_difference(wanted, found)
+        if not difference <= TOLERANCES[self.dtype]:
+            return f"masking and removing its channels gave different outputs (by {difference:.2g} relative)"
+        return None
+
+    def _some_units(self, group: ChannelGroup) -> list[int]:
+        removed = min(max(1, round(_SHARE * group.units)), group.units - 1)
+        return sorted(torch.randperm(group.units, generator=self.generator)[removed:].tolist())
+
+
+def perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy in eval mode, every parameter moved by noise of a tenth of its spread, BatchNorm statistics shaken."""
+    copied = copy.deepcopy(model).eval()
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            if parameter.is_floating_point():
+                spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+                parameter += noise(parameter) * (0.1 * spread if spread > 0 else 0.1)
+        for module in copied.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                assert module.running_mean is not None
+                module.running_mean += noise(module.running_mean) * 0.2 * module.running_var.sqrt()
+                module.running_var *= (0.2 * noise(module.running_var)).exp()
+    return copied
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """All tensors that the model returns, in the order of its containers (dicts by their own order)."""
+    with torch.no_grad():
+        return flatten_outputs(model(inputs))
+
+
+def relative_difference(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Largest difference of any output, relative to the largest value of that output; NaN or infinity counts as inf."""
+    worst = 0.0
+    for a, b in zip(reference, other, strict=True):
+        if a.numel() == 0:
+            continue
+        difference = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30))
+        worst = max(worst, difference if difference == difference else float("inf"))
+    return worst
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]

@@ -1,0 +1,88 @@
+"""How budget, softness and learning rate of the masks move with the progress p = step / steps of the mask phase."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dtp_deploy.errors import UsageError
+from dtp_deploy.prune.importance import ScoreStart
+
+Solver = Literal["exact", "sinkhorn-1"]
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """Every hyper-parameter of the mask phase. The defaults hold for any number of steps; none needs tuning by hand.
+
+    Attributes:
+        solver: "exact", or "sinkhorn-1" for one Sinkhorn iteration a step.
+        scores: how scores start.
+        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p).
+        score_momentum: of the scores' updates.
+        rms_decay: of the running mean square by which the scores' gradient is divided. One number for the whole
+            network, so that layers stay comparable.
+        budget_reached: the p at which the budget has come down to its limit.
+        softness_start: softness at p = 0, as a share of that of equal masks at the budget.
+        softness_end: softness at p = 1. At 0.0005, at most 0.7 % of the masks can lie in (0.02, 0.98).
+        sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
+        floor_share: least width of a group, as a share of its width at the uniform ratio that meets the budget.
+        floor_units: least number of units of a group, whatever the share.
+        round_to: widths are multiples of this many channels, or the full width.
+    """
+
+    solver: Solver = "exact"
+    scores: ScoreStart = "l2"
+    score_rate: float = 0.05
+    score_momentum: float = 0.9
+    rms_decay: float = 0.99
+    budget_reached: float = 0.7
+    softness_start: float = 0.9
+    softness_end: float = 0.0005
+    sinkhorn_softness: float = 0.25
+    floor_share: float = 0.5
+    floor_units: int = 2
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("exact", "sinkhorn-1"):
+            raise UsageError(f"--solver {self.solver!r} is unknown. Give exact or sinkhorn-1.")
+        if self.round_to < 1:
+            raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
+        if not 0 < self.budget_reached <= 1:
+            raise UsageError(f"budget_reached is {self.budget_reached}; give a number above 0 and at most 1.")
+
+    def budget_at(self, progress: float, limit: float, dense: float) -> float:
+        """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.
+
+        The start is not the dense cost itself, where all masks are 1 and the price of the budget is 0/0.
+        """
+        left = max(0.0, 1.0 - progress / self.budget_reached) ** 3
+        return limit + (dense - limit) * min(left, 1 - 1e-3)
+
+    def softness_at(self, progress: float, ratio_at_limit: float, ratio_now: float) -> float:
+        """Wanted mean of 4 m (1 - m): falls geometrically, and stays below what equal masks would have now.
+
+        Args:
+            progress: p.
+            ratio_at_limit: the uniform mask that meets the limit.
+            ratio_now: the uniform mask that meets the budget of this step.
+        """
+        start = self.softness_start * 4 * ratio_at_limit * (1 - ratio_at_limit)
+        if start <= self.softness_end:
+            return self.softness_end
+        falling = self._falling(progress, start)
+        return max(min(falling, self.softness_start * 4 * ratio_now * (1 - ratio_now)), 1e-9)
+
+    def _falling(self, progress: float, start: float) -> float:
+        if self.solver == "exact":
+            return float(start * (self.softness_end / start) ** progress)
+        # One Sinkhorn iteration moves the mass less the harder the masks are. They stay soft until the budget has come
+        # down, so that the mass can follow, and harden after that.
+        held = max(self.sinkhorn_softness * start, self.softness_end)
+        if progress < self.budget_reached:
+            return float(start * (held / start) ** (progress / self.budget_reached))
+        after = (progress - self.budget_reached) / max(1 - self.budget_reached, 1e-9)
+        return float(held * (self.softness_end / held) ** min(after, 1.0))
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate of the scores."""
+        return float(self.score_rate * max(0.0, 1.0 - progress) ** 0.5)

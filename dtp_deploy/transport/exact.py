@@ -1,0 +1,167 @@
+"""The exact solver: one scalar equation, Cost(sigmoid(x - t)) = budget, solved for t to machine precision.
+
+The masks are differentiated by the implicit function theorem. With v = m (1 - m), c = dCost/dm at the solution and
+upstream gradient g, moving x changes m by v (dx - dt), and the budget stays met, so sum(c v (dx - dt)) = 0. Hence
+
+    grad_x = v (g - c mu),      mu = sum(v g) / sum(v c),
+
+and mu = 0 where sum(v c) vanishes (budget at 1, or all masks hard). -mu is the price of the budget: the score of a unit
+rises if its benefit per cost beats the price. A group at its floor has a threshold of its own and stays out of mu; there
+grad_x = v (h - mean(h)), with h = g - c mu and the mean weighted by v over the group, which is v (g - sum(v g) / sum(v))
+where the units of a group cost the same.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtp_deploy.transport.problem import Floors, TransportProblem
+from dtp_deploy.transport.result import TransportResult
+
+_MAX_ITERATIONS = 200
+_TOLERANCE = 1e-13
+_SATURATED = 45.0
+"""sigmoid(45) is 1 and sigmoid(-45) below 3e-20, in float64."""
+
+
+def solve_exact(problem: TransportProblem, start: float | None = None) -> TransportResult:
+    """Solve the problem to machine precision: safeguarded Newton steps on t, each O(n).
+
+    Args:
+        problem: the problem, n units.
+        start: a guess of t, say the last solution's, which saves iterations.
+
+    Returns:
+        Masks with Cost(masks) = budget, differentiable with respect to the scores.
+    """
+    x = problem.logits()
+    ceiling = torch.full_like(x, math.inf)
+    floors = problem.floors
+    floor_thresholds = torch.empty(0, dtype=x.dtype, device=x.device)
+    if floors is not None:
+        floor_thresholds = group_thresholds(x, floors)
+        ceiling = floor_thresholds[floors.group]
+
+    def evaluate(t: float) -> tuple[float, float]:
+        masks = torch.sigmoid(x - ceiling.clamp(max=t))
+        cost, unit_costs = problem.cost(masks)
+        slope = (unit_costs * masks * (1 - masks) * (ceiling > t)).sum()
+        both = torch.stack([cost, slope]).tolist()
+        return both[0] - problem.budget, both[1]
+
+    scale = max(problem.budget, 1e-300)
+    low, high = float(x.min()) - _SATURATED, float(x.max()) + _SATURATED
+    if evaluate(-math.inf)[0] <= 0:
+        threshold, iterations = -math.inf, 1
+    elif evaluate(math.inf)[0] >= 0:
+        threshold, iterations = math.inf, 2
+    else:
+        threshold, iterations = _decreasing_root(evaluate, low, high, start, tolerance=_TOLERANCE * scale)
+        iterations += 2
+
+    used = ceiling.clamp(max=threshold)
+    at_floor = floor_thresholds <= threshold
+    masks64 = torch.sigmoid(x - used)
+    cost, unit_costs = problem.cost(masks64)
+    held = at_floor[floors.group] if floors is not None else torch.zeros_like(x, dtype=torch.bool)
+    masks = _Masks.apply(problem.scores, masks64, unit_costs, held, floors, problem.epsilon)
+    error = float(cost) - problem.budget
+    relative = error / problem.budget if problem.budget > 0 else error
+    return TransportResult(
+        masks=masks,
+        threshold=threshold,
+        at_floor=at_floor,
+        cost=float(cost),
+        marginal_error=0.0 if threshold == -math.inf else relative,
+        iterations=iterations,
+        converged=relative <= 1e-9,
+    )
+
+
+def group_thresholds(x: Tensor, floors: Floors) -> Tensor:
+    """t_g with sum of sigmoid(x_i - t_g) over group g equal to its floor, shape [G,]; +inf for 0, -inf for all units.
+
+    All groups at once: bisection on brackets that are tight from the start, for sigmoid(x_min - t) and
+    sigmoid(x_max - t) bound the mean mask.
+    """
+    sizes, group, mass = floors.sizes(), floors.group, floors.mass
+    share = torch.logit((mass / sizes).clamp(0, 1))
+    inside = share.isfinite() & (sizes > 0)
+    minimum = torch.full_like(mass, math.inf).scatter_reduce(0, group, x, "amin")
+    maximum = torch.full_like(mass, -math.inf).scatter_reduce(0, group, x, "amax")
+    low = torch.where(inside, minimum - share, 0.0)
+    high = torch.where(inside, maximum - share, 0.0)
+    for _ in range(_MAX_ITERATIONS):
+        middle = (low + high) / 2
+        if bool(((middle <= low) | (middle >= high)).all()):
+            break
+        kept = torch.zeros_like(mass).index_add(0, group, torch.sigmoid(x - middle[group]))
+        above = kept >= mass
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return torch.where(inside, low, torch.where(mass > 0, -math.inf, math.inf))
+
+
+def _decreasing_root(
+    evaluate: Callable[[float], tuple[float, float]], low: float, high: float, start: float | None, tolerance: float
+) -> tuple[float, int]:
+    """Root of a decreasing function that is above zero at `low` and below at `high`, and the number of evaluations.
+
+    `evaluate` gives the value and minus the slope. A Newton step that leaves the bracket, or that does not halve the
+    value, is followed by a bisection.
+    """
+    t = start if start is not None and low < start < high else (low + high) / 2
+    previous = math.inf
+    for iteration in range(1, _MAX_ITERATIONS + 1):
+        value, slope = evaluate(t)
+        if abs(value) <= tolerance:
+            return t, iteration
+        if value > 0:
+            low = t
+        else:
+            high = t
+        newton = t + value / slope if slope > 0 else math.nan
+        good = low < newton < high and abs(value) < 0.5 * previous
+        previous = abs(value)
+        following = newton if good else (low + high) / 2
+        if following in (low, high) or following == t:
+            return t, iteration
+        t = following
+    return t, _MAX_ITERATIONS
+
+
+class _Masks(torch.autograd.Function):
+    """Hands out masks that are solved already, and differentiates them as the module's docstring says."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch gives it no type
+        scores: Tensor,
+        masks: Tensor,
+        unit_costs: Tensor,
+        held: Tensor,
+        floors: Floors | None,
+        epsilon: float,
+    ) -> Tensor:
+        ctx.save_for_backward(masks, unit_costs, held)
+        ctx.floors, ctx.epsilon, ctx.dtype = floors, epsilon, scores.dtype
+        return masks.to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+        masks, unit_costs, held = ctx.saved_tensors
+        g = gradient.to(torch.float64)
+        v = masks * (1 - masks)
+        free = v * ~held
+        weight = (free * unit_costs).sum()
+        price = torch.where(weight > 0, (free * g).sum() / weight, 0.0)
+        benefit = g - unit_costs * price
+        if ctx.floors is not None:
+            group, groups = ctx.floors.group, len(ctx.floors.mass)
+            zeros = torch.zeros(groups, dtype=v.dtype, device=v.device)
+            spread = zeros.index_add(0, group, v)
+            own = torch.where(spread > 0, zeros.index_add(0, group, v * benefit) / spread, 0.0)
+            benefit = torch.where(held, benefit - own[group], benefit)
+        return (v * benefit * (2.0 / ctx.epsilon)).to(ctx.dtype), None, None, None, None, None
