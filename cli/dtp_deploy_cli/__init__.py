@@ -1,0 +1,1 @@
+"""The command line of dtp-deploy: parses, calls the library, prints."""

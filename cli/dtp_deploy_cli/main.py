@@ -1,0 +1,91 @@
+"""``dtp-deploy``: finds the command and turns errors meant for users into one line and an exit code.
+
+Nothing heavy is imported here: each command imports what it needs when it runs, so that ``--help`` is quick.
+"""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from dtp_deploy.errors import DtpError
+from dtp_deploy_cli.compress import compress
+from dtp_deploy_cli.profile import profile
+from dtp_deploy_cli.targets import targets
+
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    0: "done",
+    1: "a bug of ours (with its traceback)",
+    2: "wrong use, or an input that cannot be used",
+    3: "budget not met",
+    4: "gate failed",
+    5: "target not available",
+    6: "parity failed",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+app = typer.Typer(
+    name="dtp-deploy",
+    help="Prune a trained PyTorch model to a budget that is measured on the target, and prove it.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(compress)
+app.command()(profile)
+app.command()(targets)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from dtp_deploy import __version__
+
+        typer.echo(f"dtp-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of dtp-deploy itself."""
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(prog_name="dtp-deploy", standalone_mode=False)
+    except DtpError as error:
+        code = _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        message = error.format_message()
+        stop = "" if message.endswith((".", "?")) else "."
+        code = _fail(f"{message}{stop} {_help_hint()}", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:  # typer turns most interrupts into this code itself
+        _fail("interrupted.", code)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _help_hint() -> str:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    known = command in {name.name or (name.callback and name.callback.__name__) for name in app.registered_commands}
+    return f"See `dtp-deploy {command + ' ' if known else ''}--help`."
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that half-written output is removed."""
+    sys.exit(128 + signum)

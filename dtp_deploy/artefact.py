@@ -1,0 +1,241 @@
+"""The folder that a run delivers: written beside its place, moved there when it is complete, read back without pickle.
+
+A run writes into ``DIR.partial`` and renames that to ``DIR`` as its last act. Hence ``DIR`` is whole or absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtp_deploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:  # the command line checks --out before it pays for PyTorch and pydantic
+    from torch import nn
+
+    from dtp_deploy.report import Report
+
+MODEL_ONNX = "model.onnx"
+MODEL_PROGRAM = "model.pt2"
+WEIGHTS = "model.safetensors"
+PLAN = "pruning_plan.json"
+REPORT_JSON = "report.json"
+REPORT_MARKDOWN = "report.md"
+
+_REMEDY = "Give a folder that dtp-deploy compress --out wrote, as it was written."
+_LOCK = ".dtp-deploy-writes-here"
+
+
+def check_output(out: Path, force: bool = False) -> None:
+    """Refuse an output folder that could not be written at the end. Writes nothing.
+
+    Raises:
+        UsageError: `out` exists and `force` is not set; or it holds something else than our own artefact; or it cannot
+            be made or replaced.
+    """
+    place = out.resolve()
+    if os.path.lexists(place):
+        _check_replaceable(out, place, force)
+    parent = place.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UsageError(f"--out {out} cannot be made, because {parent} is not a folder. Give another folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--out {out} cannot be made, because {parent} is not writable. Give a folder that you may write."
+        )
+
+
+@contextmanager
+def open_artefact(out: Path, force: bool = False) -> Iterator[Path]:
+    """Give ``DIR.partial`` to write into, and make it DIR when the block ends well.
+
+    On any exception, an interrupt included, ``DIR.partial`` and the parents made for it are removed and DIR is as it
+    was. With `force` an existing artefact is moved aside, and deleted only after the new one stands in its place.
+
+    Raises:
+        UsageError: as `check_output`; or another run is writing there; or the file system refuses.
+    """
+    check_output(out, force)
+    place = out.resolve()
+    partial = place.with_name(f"{place.name}.partial")
+    made = _missing_parents(place)
+    try:
+        lock = _claim(out, partial)
+    except BaseException:
+        _remove_empty(made)
+        raise
+    try:
+        yield partial
+        (partial / _LOCK).unlink()
+        check_output(out, force)  # a run is long enough for somebody else to have written there
+        _put_in_place(out, partial, place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    finally:
+        os.close(lock)
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Write ``report.json`` and ``report.md`` into `directory`."""
+    from dtp_deploy.report import render_markdown
+
+    (directory / REPORT_JSON).write_text(report.to_json(), encoding="utf-8")
+    (directory / REPORT_MARKDOWN).write_text(render_markdown(report), encoding="utf-8")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write parameters and buffers as safetensors. Tied tensors are written once for each of their names."""
+    from safetensors.torch import save
+
+    # Not save_file, which makes files that only their owner may read.
+    path.write_bytes(
+        save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()})
+    )
+
+
+def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: Path | str) -> nn.Module:
+    """Rebuild a delivered model: the dense model, less the removed channels, with the delivered weights.
+
+    Args:
+        factory: makes the dense model, or ``"pkg.module:name"`` of such a function, or a dense model (left unchanged).
+        directory: what ``dtp-deploy compress --out`` wrote.
+
+    Returns:
+        The pruned model in eval mode.
+
+    Raises:
+        InputError: a file is missing or damaged, or the plan was made for another model.
+    """
+    from torch import nn
+
+    from dtp_deploy.loading.factory import make_model
+    from dtp_deploy.loading.files import require_file
+    from dtp_deploy.loading.wording import cause
+    from dtp_deploy.prune import PruningPlan, remove_channels
+
+    plan_path, weights_path = Path(directory) / PLAN, Path(directory) / WEIGHTS
+    require_file(plan_path, "Pruning plan", _REMEDY)
+    require_file(weights_path, "Weights", _REMEDY)
+    try:
+        plan = PruningPlan.from_json(plan_path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise InputError(f"{plan_path} is damaged: it is not text. {_REMEDY}") from None
+    except InputError as error:
+        raise InputError(f"{plan_path}: {error}") from error
+    if isinstance(factory, str):
+        dense = make_model(factory)
+    else:
+        dense = factory if isinstance(factory, nn.Module) else factory()
+    plan.check(dense)
+    try:
+        model = remove_channels(dense, plan)
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # it names a tensor or index that is not there
+        raise InputError(f"{plan_path} is damaged ({cause(error)}). {_REMEDY}") from error
+    _load_weights(model, weights_path)
+    return model.eval()
+
+
+def _check_replaceable(out: Path, place: Path, force: bool) -> None:
+    if not place.is_dir():
+        raise UsageError(f"--out {out} is a file. Give a folder that does not exist yet.")
+    if not force:
+        raise UsageError(f"--out {out} exists already. Give another folder, or --force to replace it.")
+    if os.path.ismount(place):
+        raise UsageError(f"--out {out} is a mount point and cannot be replaced. Give a folder inside of it.")
+    if any(place.iterdir()) and not (place / REPORT_JSON).is_file():
+        raise UsageError(
+            f"--out {out} holds no {REPORT_JSON}, so --force does not replace it: it may be something of yours. "
+            "Give another folder, or delete it yourself."
+        )
+
+
+def _missing_parents(place: Path) -> list[Path]:
+    """The folders above `place` that do not exist, innermost first."""
+    return [parent for parent in place.parents if not parent.exists()]
+
+
+def _claim(out: Path, partial: Path) -> int:
+    """Make an empty `partial` with our lock in it, and give the lock's file descriptor.
+
+    The lock tells a folder that a killed run left (ours, nobody holds it) from one that is in use, or is not ours.
+    """
+    lock_path = partial / _LOCK
+    try:
+        if os.path.lexists(partial) and not lock_path.is_file():
+            raise UsageError(
+                f"--out {out} needs {partial}, which exists and is not ours. Remove it, or give another folder."
+            )
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise UsageError(
+                f"--out {out} is being written by another run ({error.strerror}). Wait for it, or give another folder."
+            ) from None
+        for leftover in partial.iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            elif leftover != lock_path:
+                leftover.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made ({error.strerror}). Give a folder that you may write.") from error
+    return lock
+
+
+def _put_in_place(out: Path, partial: Path, place: Path) -> None:
+    """Rename `partial` to `place`. Two renames where one is replaced: no single one swaps non-empty folders."""
+    replaced = place.with_name(f"{place.name}.replaced-{os.getpid()}")
+    try:
+        try:
+            if place.exists():
+                place.rename(replaced)
+            partial.rename(place)
+        except BaseException:
+            if replaced.exists() and not place.exists():
+                replaced.rename(place)
+            raise
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written ({error.strerror}). Give another folder.") from error
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from dtp_deploy.loading.wording import cause
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({cause(error)}). {_REMEDY}") from None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not belong to the {PLAN} beside it ({_last_line(error)}). {_REMEDY}") from None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,60 @@
+"""Measuring structures: what a pruning plan costs on the target, before any training.
+
+The time of a network does not depend on the values of its weights, so a plan can be measured as soon as it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from dtp_deploy.export.delivery import deliver
+from dtp_deploy.graph import Groups
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure
+from dtp_deploy.prune import PruningPlan, remove_channels
+from dtp_deploy.target import Arrays, TargetSpec
+
+DENSE = "dense"
+
+
+class LatencyProbe:
+    """Exports plans of one dense model and measures them, always in turns with the dense model itself.
+
+    Args:
+        model: the dense model.
+        groups: its groups.
+        target: where to measure.
+        folder: for the ONNX files.
+        dense_onnx: the dense model's own file, ready to measure.
+        batches: for the parity of every export.
+        settings: of the measurements.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        target: TargetSpec,
+        folder: Path,
+        dense_onnx: Path,
+        batches: Sequence[Arrays],
+        settings: MeasureSettings,
+    ) -> None:
+        self.model, self.groups, self.target, self.folder = model, groups, target, folder
+        self.dense_onnx, self.batches, self.settings = dense_onnx, batches, settings
+        self._files: dict[tuple[int, ...], Path] = {}
+
+    def measure(self, plans: Mapping[str, PruningPlan]) -> dict[str, LatencyReport]:
+        """A report for every plan, and one under `DENSE` for the dense model, all from one interleaved measurement."""
+        models = {DENSE: self.dense_onnx} | {name: self._file(plan) for name, plan in plans.items()}
+        return measure(models, self.target, self.settings)
+
+    def _file(self, plan: PruningPlan) -> Path:
+        widths = tuple(plan.widths().values())
+        if widths not in self._files:
+            path = self.folder / f"structure-{len(self._files)}.onnx"
+            deliver(remove_channels(self.model, plan), self.groups.inputs, path, self.batches, "structure")
+            self._files[widths] = path
+        return self._files[widths]

@@ -1,0 +1,135 @@
+"""``report.md``: the report for people."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import JsonValue
+
+from dtp_deploy.report.schema import Basis, BudgetEntry, LatencyEntry, ParityEntry, Report
+from dtp_deploy.report.table import milliseconds, percent, points, quantity, summary_rows
+from dtp_deploy.report.text import flat_rows
+
+_BASIS_WORDS: dict[Basis, str] = {
+    "measured": "measured on {target}",
+    "predicted": "predicted, not measured",
+    "computed": "computed exactly from the pruned model",
+}
+
+
+def headline(report: Report) -> str:
+    """One line: whether the budget was met, what was reached, and how that is known."""
+    budget = report.budget
+    verdict = {True: "Budget met", False: "Budget NOT met", None: "Budget not checked"}[budget.met]
+    basis = _BASIS_WORDS[budget.basis].format(target=report.target.name)
+    if budget.achieved is None:
+        return f"{verdict}: {budget.kind} at most {_limit(budget)}; what was reached is not known."
+    reached = quantity(budget.achieved, budget.unit)
+    return f"{verdict}: {budget.kind} {reached} of at most {_limit(budget)}, {basis}."
+
+
+def render_markdown(report: Report) -> str:
+    """The whole report as Markdown."""
+    target = report.target
+    threads = "" if target.threads is None else f", {target.threads} thread{'s' if target.threads != 1 else ''}"
+    blocks = [
+        f"# {_cell(report.model)}, pruned",
+        f"**{headline(report)}**",
+        f"Target: {target.name} ({target.runtime} {target.runtime_version} on {target.device}{threads}).",
+        *_warnings(report),
+        _table(("", "dense", "pruned", "pruned / dense"), summary_rows(report)),
+        *_section("Latency", _latency(report)),
+        *_section(
+            "Accuracy along the run",
+            _table(("stage", "top-1 (points)"), [(s.stage, points(s.accuracy)) for s in report.accuracy_stages]),
+        ),
+        *_section(
+            "Channel groups",
+            _table(
+                ("group", "before", "after", "frozen because"),
+                [(g.name, g.width_before, g.width_after, g.frozen_because or "") for g in report.groups],
+            ),
+        ),
+        *_section(
+            "Parity",
+            _table(
+                ("stage", "largest error", "relative", "tolerance", "passed"), [_parity_row(p) for p in report.parity]
+            ),
+        ),
+        *_section(
+            "Passes over the graph",
+            _table(("pass", "applied", "why not"), [(p.name, _yes(p.applied), p.reason) for p in report.passes]),
+        ),
+        *_section("Stages", _table(("stage", "seconds"), [(s.name, f"{s.seconds:.1f}") for s in report.stages])),
+        *_section("Settings", _mapping(report.settings)),
+        *_section("Environment", _mapping(report.environment)),
+        *_section("Notes", "\n".join(f"- {' '.join(note.split())}" for note in report.notes)),
+        f"dtp-deploy {report.dtp_deploy_version}, schema {report.schema_version}. "
+        f"SHA-256 of model.onnx: `{report.onnx_sha256}`",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _limit(budget: BudgetEntry) -> str:
+    limit = quantity(budget.limit, budget.unit)
+    return f"{limit} ({budget.requested} of the dense model)" if budget.relative else limit
+
+
+def _warnings(report: Report) -> list[str]:
+    unstable = [
+        name
+        for name, model in (("dense", report.dense), ("pruned", report.pruned))
+        if model.latency is not None and not model.latency.stable
+    ]
+    if not unstable:
+        return []
+    return [f"**The latency of the {' and the '.join(unstable)} model was unstable: repeat it on a quiet machine.**"]
+
+
+def _latency(report: Report) -> str:
+    rows = [
+        (name, *_latency_row(model.latency))
+        for name, model in (("dense", report.dense), ("pruned", report.pruned))
+        if model.latency is not None
+    ]
+    return _table(("model", "p50", "p90", "p99", "samples", "variation", "drift", "spread", "stable"), rows)
+
+
+def _latency_row(latency: LatencyEntry) -> tuple[str, ...]:
+    return (
+        milliseconds(latency.p50_ms),
+        milliseconds(latency.p90_ms),
+        milliseconds(latency.p99_ms),
+        str(len(latency.samples_ms)),
+        percent(latency.coefficient_of_variation),
+        percent(latency.drift),
+        percent(latency.spread),
+        _yes(latency.stable),
+    )
+
+
+def _parity_row(parity: ParityEntry) -> tuple[str, ...]:
+    errors = ("not comparable" if e is None else f"{e:.2g}" for e in (parity.max_abs_error, parity.max_rel_error))
+    return (parity.stage, *errors, f"{parity.tolerance:.2g}", _yes(parity.passed))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
+
+
+def _section(title: str, body: str) -> list[str]:
+    """A title and its body; nothing for an empty body."""
+    return [f"## {title}", body] if body else []
+
+
+def _mapping(values: Mapping[str, JsonValue]) -> str:
+    return _table(("name", "value"), flat_rows(values))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; empty if there are no rows."""
+    lines = [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines]) if lines else ""
+
+
+def _cell(value: object) -> str:
+    """A text that stays inside of its cell, whatever it holds."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,75 @@
+"""Every hyper-parameter of a run, in one place."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from dtp_deploy.errors import UsageError
+from dtp_deploy.prune import MaskSettings
+
+Augment = Literal["none", "shift", "shift-flip"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of masks and training together. The defaults suit a network that was trained with SGD at 0.1.
+
+    Attributes:
+        epochs: passes over the training data, masks and fine-tuning together.
+        mask_share: share of all steps in which masks are learned.
+        batch_size: samples a training step.
+        learning_rate: the highest; a fifth of the one that trained the model is a good choice.
+        warm_up: share of all steps in which the learning rate rises to its highest; it falls as a cosine after that,
+            over the whole run, and does not restart when channels are removed.
+        momentum: of Nesterov's SGD; it starts anew when channels are removed.
+        weight_decay: of all parameters.
+        clip_norm: largest norm of the gradient of the weights.
+        distill: learn from the dense model's outputs too.
+        distill_weight: share of the distillation in the loss.
+        temperature: at which outputs are compared (Hinton et al., 2015).
+        augment: what training images go through.
+        batchnorm_batches: batches with which BatchNorm statistics are estimated anew after removal.
+        seed: of everything random.
+        masks: of the mask phase.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    epochs: int = 20
+    mask_share: float = 0.4
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    warm_up: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_norm: float = 5.0
+    distill: bool = True
+    distill_weight: float = 0.5
+    temperature: float = 4.0
+    augment: Augment = "none"
+    batchnorm_batches: int = 20
+    seed: int = 0
+    masks: MaskSettings = field(default_factory=MaskSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"--epochs {self.epochs} is not allowed. Give 1 or more.")
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size} is not allowed. Give 1 or more.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UsageError(f"--lr {self.learning_rate} is not allowed. Give a number above 0, such as 0.02.")
+        if not 0 < self.mask_share < 1:
+            raise UsageError(f"mask_share is {self.mask_share}; give a number between 0 and 1.")
+        if self.augment not in get_args(Augment):
+            raise UsageError(f"--augment {self.augment!r} is unknown. Give one of {', '.join(get_args(Augment))}.")
+
+    def mask_steps(self, total: int) -> int:
+        """Steps of the mask phase, of a total of at least 1; one step is left for fine-tuning where there are two."""
+        return max(1, min(round(self.mask_share * total), total - 1))
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate at a share of the whole run: linear warm-up, then a cosine to zero."""
+        if progress < self.warm_up:
+            return self.learning_rate * max(progress / self.warm_up, 0.01)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))

@@ -1,0 +1,95 @@
+"""report.md says what report.json says, in words and points."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtp_deploy.report import Report, headline, render_markdown
+
+SAMPLE = json.loads((Path(__file__).parent / "sample_report.json").read_text(encoding="utf-8"))
+
+
+def report_with(**changes: Any) -> Report:
+    return Report.model_validate({**SAMPLE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "Budget met: latency 1.1 ms of at most 1.2 ms (60% of the dense model), measured on cpu."),
+        (
+            {"achieved": 1.3, "met": False},
+            "Budget NOT met: latency 1.3 ms of at most 1.2 ms (60% of the dense model), measured on cpu.",
+        ),
+        (
+            {"met": None, "basis": "predicted"},
+            "Budget not checked: latency 1.1 ms of at most 1.2 ms (60% of the dense model), predicted, not measured.",
+        ),
+        (
+            {"met": None, "achieved": None},
+            "Budget not checked: latency at most 1.2 ms (60% of the dense model); what was reached is not known.",
+        ),
+        (
+            {
+                "kind": "size",
+                "requested": "2MB",
+                "relative": False,
+                "limit": 2e6,
+                "unit": "bytes",
+                "achieved": 1.9e6,
+                "basis": "computed",
+            },
+            "Budget met: size 1.900 MB of at most 2.000 MB, computed exactly from the pruned model.",
+        ),
+    ],
+)
+def test_headline_says_verdict_figure_limit_and_basis(changes: dict[str, Any], expected: str) -> None:
+    assert headline(report_with(budget={**SAMPLE["budget"], **changes})) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Target: cpu (onnxruntime 1.31.1 on x86_64, 1 thread).",
+        "| accuracy | 92.34 | 91.12 | -1.22 points |",
+        "| latency p50 | 2 ms | 1.1 ms (unstable) | 0.550 (0.540 to 0.570) |",
+        "| MACs | 20.000 M | 9.000 M | 0.450 |",
+        "**The latency of the pruned model was unstable: repeat it on a quiet machine.**",
+        "| after hardening | 84.00 |",
+        "| layer1.0.conv1 | 16 | 9 |  |",
+        "| stem\\|conv | 16 | 16 | a norm runs across its channels |",
+        "| dense ONNX | 1e-06 | 2e-07 | 0.0001 | yes |",
+        "| broken pass | not comparable | not comparable | 0.0001 | NO |",
+        "| fuse | NO | it changed the numbers |",
+        "| masks | 30.5 |",
+        "| learning_rate | 0.02 |",
+        "| torch | 2.13.0 |",
+        "- Group stem|conv is frozen.",
+    ],
+)
+def test_every_part_is_shown(line: str) -> None:
+    assert line in render_markdown(report_with()).splitlines()
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    unknown = {**SAMPLE["pruned"], "accuracy": None, "latency": None}
+    lines = render_markdown(report_with(pruned=unknown, latency_ratio=None)).splitlines()
+
+    assert "| accuracy | 92.34 | - | - |" in lines
+    assert "| latency p50 | 2 ms | - | - |" in lines
+
+
+def test_empty_parts_are_left_out() -> None:
+    text = render_markdown(report_with(notes=[], passes=[]))
+
+    assert "## Notes" not in text
+    assert "## Passes" not in text
+    assert "## Parity" in text
+
+
+def test_a_table_survives_any_text() -> None:
+    group = {"name": "a\nb", "width_before": 1, "width_after": 1, "frozen_because": "x | y\n| z"}
+
+    assert "| a b | 1 | 1 | x \\| y \\| z |" in render_markdown(report_with(groups=[group])).splitlines()
