@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from dtp_deploy.graph import find_groups as find_groups
     from dtp_deploy.pipeline import compress as compress
     from dtp_deploy.prune import ChannelMasks as ChannelMasks
+    from dtp_deploy.prune import MaskSettings as MaskSettings
     from dtp_deploy.prune import PruningPlan as PruningPlan
     from dtp_deploy.prune import prove as prove
     from dtp_deploy.prune import remove_channels as remove_channels
+    from dtp_deploy.train import Settings as Settings
 
 _HOMES = {
     "Budget": "dtp_deploy.budget",
     "parse_budget": "dtp_deploy.budget",
     "ChannelMasks": "dtp_deploy.prune",
+    "MaskSettings": "dtp_deploy.prune",
     "PruningPlan": "dtp_deploy.prune",
+    "Settings": "dtp_deploy.train",
     "remove_channels": "dtp_deploy.prune",
     "find_groups": "dtp_deploy.graph",
     "prove": "dtp_deploy.prune",

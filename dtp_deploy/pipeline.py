@@ -301,7 +301,7 @@ class _Run:
     def report(self, model_name: str) -> Report:
         """Everything that was found out."""
         info = self.pruned.engine.info
-        return Report.model_validate(
+        entries: dict[str, Any] = hide_home(
             {
                 "dtp_deploy_version": version("dtp-deploy"),
                 "model": model_name,
@@ -335,10 +335,11 @@ class _Run:
                 "stages": self.stages,
                 "settings": asdict(self.settings)
                 | {"input_shape": list(self.inputs.shape), "data": self.data.name, "scope": self.budget.scope},
-                "environment": hide_home(self.latencies["pruned"].environment | _versions()),
+                "environment": self.latencies["pruned"].environment | _versions(),
                 "notes": self._notes(),
             }
         )
+        return Report.model_validate(entries)
 
     def _budget_entry(self) -> dict[str, Any]:
         budget = self.budget

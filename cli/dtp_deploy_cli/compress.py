@@ -84,23 +84,30 @@ def compress(
     check_output(out, force)
     spec = checked_spec(target, threads)
 
-    from dtp_deploy.loading import check_shapes, load_data, load_weights, make_model, parse_input_shape, read_checkpoint
-    from dtp_deploy.pipeline import compress as run
-    from dtp_deploy.prune import MaskSettings
-    from dtp_deploy.train import Settings
-
-    shape = parse_input_shape(input_shape)
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        distill=distill,
-        augment=augment,
-        seed=seed,
-        masks=MaskSettings(solver=solver, round_to=round_to),
-    )
     with show_progress(verbose) as progress:
-        with progress.task("load"):
+        with progress.task("load"):  # PyTorch too, which takes seconds
+            from dtp_deploy.loading import (
+                check_shapes,
+                load_data,
+                load_weights,
+                make_model,
+                parse_input_shape,
+                read_checkpoint,
+            )
+            from dtp_deploy.pipeline import compress as run
+            from dtp_deploy.prune import MaskSettings
+            from dtp_deploy.train import Settings
+
+            shape = parse_input_shape(input_shape)
+            settings = Settings(
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                distill=distill,
+                augment=augment,
+                seed=seed,
+                masks=MaskSettings(solver=solver, round_to=round_to),
+            )
             checkpoint = read_checkpoint(model)
             dense = make_model(factory)
             load_weights(dense, checkpoint)

@@ -25,6 +25,7 @@ EXIT_CODES = {
     5: "target not available",
     6: "parity failed",
     EXIT_INTERRUPTED: "interrupted",
+    143: "terminated",
 }
 
 app = typer.Typer(

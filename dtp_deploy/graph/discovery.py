@@ -7,6 +7,7 @@ our own (`prune.surgery`), and nothing found here is believed before `prune.proo
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph.groups import ChannelGroup, Groups, Role, TensorSlice
+from dtp_deploy.graph.splits import dependency_graph, part_size
 
 _NORMS_ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,12 +43,10 @@ def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
-    graph = _dependency_graph(traced, inputs)
     names = {id(module): name for name, module in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
-    groups: list[ChannelGroup] = []
-    for raw in graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
-        groups.append(_GroupReader(graph, raw, names).read())
+    graph, raw_groups = _dependencies(traced, inputs)
+    groups = [_GroupReader(graph, raw, names).read() for raw in raw_groups]
     if not groups:
         raise GraphError(
             f"{type(model).__name__} has nothing to prune: no convolution or linear layer was found whose output "
@@ -57,20 +57,40 @@ def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
     return Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
 
 
-def _dependency_graph(model: nn.Module, inputs: Tensor) -> Any:  # noqa: ANN401 - torch-pruning has no types
+def _dependencies(model: nn.Module, inputs: Tensor) -> tuple[Any, list[Any]]:
+    """torch-pruning's dependency graph and its groups."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torch_pruning
-
         try:
             with torch.enable_grad():
-                return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+                graph = dependency_graph(model, inputs)
+            return graph, list(_raw_groups(graph, model))
         except Exception as error:
             raise GraphError(
                 f"The channels of {type(model).__name__} could not be followed with an input of shape "
                 f"{tuple(inputs.shape)} ({type(error).__name__}: {error}). Check --input; a model that needs more than "
                 "one tensor, or code that autograd cannot trace, cannot be pruned."
             ) from error
+
+
+def _raw_groups(graph: Any, model: nn.Module) -> Iterable[Any]:  # noqa: ANN401 - torch-pruning has no types
+    """One raw group for all output channels that belong together, begun at the first layer that writes some of them.
+
+    torch-pruning's own enumeration takes a layer as done as soon as some of its channels are in a group.
+    """
+    done: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        if not isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or module not in graph.module2node:
+            continue
+        handler = graph.get_pruner_of_module(module).prune_out_channels
+        left = sorted(set(range(graph.get_out_channels(module))) - done[id(module)])
+        if not left:
+            continue
+        raw = graph.get_pruning_group(module, handler, left)
+        for item in raw.items:
+            if graph.is_out_channel_pruning_fn(item.dep.handler):
+                done[id(item.dep.target.module)] |= set(item.idxs)
+        yield raw
 
 
 @dataclass
@@ -90,7 +110,9 @@ class _GroupReader:
     def __init__(self, graph: Any, raw: Any, names: dict[int, str]) -> None:  # noqa: ANN401
         self.graph, self.raw, self.names = graph, raw, names
         self.root: nn.Module = raw[0].dep.target.module
-        self.width = len(raw[0].idxs)
+        self.indices: list[int] = list(raw[0].idxs)  # of the root layer's channels that are in this group
+        self.channel_of_index = {index: channel for channel, index in enumerate(self.indices)}
+        self.width = len(self.indices)
 
     def read(self) -> ChannelGroup:
         sites, frozen = self._sites(self.raw)
@@ -101,9 +123,8 @@ class _GroupReader:
                     for index in site.roots_of_index:
                         sites[key].roots_of_index[index].add(channel)
         parent = list(range(self.width))
-        for site in sites.values():
-            for roots in _coupled(site):
-                _unite(parent, roots)
+        for roots in itertools.chain(*map(_coupled, sites.values()), self._coupled_by_splits()):
+            _unite(parent, roots)
         units = _units(parent)
         sizes = {len(members) for members in units}
         unit_of_root = {root: number for number, members in enumerate(units) for root in members}
@@ -142,11 +163,23 @@ class _GroupReader:
             dim = node.pruning_dim if isinstance(module, nn.Parameter) else 0
             site = sites.setdefault((id(module), reads), _Site(module, name, reads, dim))
             for index, root in zip(item.idxs, item.root_idxs, strict=True):
-                site.roots_of_index[index].add(root)
+                site.roots_of_index[index].add(self.channel_of_index[root])
         return sites, frozen
 
+    def _coupled_by_splits(self) -> Iterable[set[int]]:
+        """Channels at the same place in every part of a split into equal parts, which must stay equal."""
+        for item in self.raw.items:
+            node = item.dep.target
+            size = part_size(node) if node.type == self.graph.ops.OPTYPE.SPLIT else None
+            if size is None:
+                continue
+            places: dict[int, set[int]] = defaultdict(set)
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                places[index % size].add(self.channel_of_index[root])
+            yield from places.values()
+
     def _single(self, channel: int) -> Any:  # noqa: ANN401
-        return self.graph.get_pruning_group(self.root, self.raw[0].dep.handler, [channel])
+        return self.graph.get_pruning_group(self.root, self.raw[0].dep.handler, [self.indices[channel]])
 
     def _is_folded(self, sites: dict[tuple[int, bool], _Site]) -> bool:
         """Whether removing one channel removes more than its own: a chunk that is added to its other half, say.
@@ -212,7 +245,8 @@ def _units(parent: list[int]) -> list[list[int]]:
 def _slices(site: _Site, unit_of_root: dict[int, int]) -> Iterable[TensorSlice]:
     unit_of_index = {index: unit_of_root[min(roots)] for index, roots in site.roots_of_index.items()}
     for leaf, dim, role in _tensors(site):
-        tensor = site.module if not leaf else getattr(site.module, leaf)
+        tensor = getattr(site.module, leaf) if leaf else site.module
+        assert isinstance(tensor, Tensor), leaf
         size = tensor.shape[dim]
         units = [-1] * size
         for index, unit in unit_of_index.items():

@@ -41,7 +41,8 @@ class ChannelGroup:
     Attributes:
         name: the layer that writes the channels first.
         units: how many units there are.
-        channels_per_unit: channels of that layer a unit stands for (1, or more where a grouped convolution couples them).
+        channels_per_unit: channels of that layer a unit stands for: 1, or more where a grouped convolution or a split
+            into equal parts couples them.
         slices: every tensor dimension that the units run through.
         frozen_because: why no unit may be removed; None for a group that may be pruned.
     """

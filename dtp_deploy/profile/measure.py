@@ -106,6 +106,9 @@ def _result(job: Job, events: list[Event], return_code: int | None, last_words: 
     if return_code is None:
         what = f"was killed after {job.settings.timeout_s:g} s without a result"
         remedy = "Raise timeout_s if it is only slow."
+    elif return_code == -signal.SIGKILL:
+        what = "was killed from outside"
+        remedy = "The system does that where memory runs out: give the machine more, or measure a smaller model."
     elif return_code < 0:
         what = f"was ended by {_signal_name(-return_code)}"
         remedy = "The runtime crashed; its own error report follows, if it made one."

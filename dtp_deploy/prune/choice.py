@@ -55,13 +55,17 @@ def uniform_ratio(cost: WidthFunction, units: Tensor, limit: float) -> float:
     """
     if float(cost(units)[0]) <= limit:
         return 1.0
-    low, high = 0.0, 1.0
+    # Newton steps inside a bracket: the cost rises with r, and is a smooth function of it.
+    low, high, ratio = 0.0, 1.0, 0.5
     for _ in range(60):
-        middle = (low + high) / 2
-        if float(cost(units * middle)[0]) <= limit:
-            low = middle
-        else:
-            high = middle
+        value, gradient = cost(units * ratio)
+        excess = float(value) - limit
+        low, high = (low, ratio) if excess > 0 else (ratio, high)
+        newton = ratio - excess / float(gradient @ units)
+        following = newton if low < newton < high else (low + high) / 2
+        if abs(following - ratio) <= 1e-15:
+            break
+        ratio = following
     return low
 
 
@@ -106,7 +110,7 @@ def choose_channels(
             f"The smallest widths allowed cost {cost_of(smallest):.6g}, above the limit of {limit:.6g}. "
             "Give a larger budget, or a smaller --round-to."
         )
-    thresholds = torch.cat(ranked).unique().tolist()  # ascending: the cost falls along it
+    thresholds = sorted(set(torch.cat(ranked).tolist()))  # the cost falls along it
     low, high = 0, len(thresholds)
     while low < high:
         middle = (low + high) // 2

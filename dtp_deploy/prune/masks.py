@@ -45,6 +45,7 @@ from dtp_deploy.transport import (
     TransportResult,
     epsilon_for_softness,
     sinkhorn_step,
+    softness,
     solve_exact,
 )
 
@@ -231,7 +232,7 @@ class ChannelMasks:
             floors=Floors(self._group_of_unit, floors),
         )
         wanted = settings.softness_at(progress, self.ratio, ratio_now)
-        epsilon = epsilon_for_softness(problem, wanted)
+        epsilon = self._epsilon_for(problem, wanted)
         start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
         problem = TransportProblem(self.scores, epsilon, problem.cost, budget_left, problem.floors)
         self._epsilon = epsilon
@@ -242,6 +243,18 @@ class ChannelMasks:
         self._threshold = result.threshold if math.isfinite(result.threshold) else 0.0
         return result
 
+    def _epsilon_for(self, problem: TransportProblem, wanted: float) -> float:
+        """The epsilon that gives the wanted softness: followed from step to step, and searched where that is not enough.
+
+        Masks that are half decided have a softness in proportion to epsilon, so the last step says what this one needs.
+        Exact softness matters at the end, where masks must be hard, and not on the way.
+        """
+        if 0 < self._step < self.steps and self.settings.solver == "exact":
+            last = softness(self.result.masks)
+            if last > 0 and 0.8 < wanted / last < 1.25:
+                return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
+        return epsilon_for_softness(problem, wanted)
+
     def _write(self) -> None:
         with torch.no_grad():
             self._padded[:-1] = self.result.masks.to(self._padded)
@@ -249,7 +262,7 @@ class ChannelMasks:
     def group_scores(self) -> tuple[Tensor, ...]:
         """The scores by group, each [units,]."""
         sizes = [group.units for group in self.groups.prunable]
-        return tuple(self.scores.detach().clone().split(sizes))
+        return torch.split(self.scores.detach().clone(), sizes)
 
     def levels(self, limit: float | None = None) -> list[WidthLevels]:
         """The widths that `choose` may give each group."""

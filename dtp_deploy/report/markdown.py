@@ -20,10 +20,10 @@ def headline(report: Report) -> str:
     budget = report.budget
     verdict = {True: "Budget met", False: "Budget NOT met", None: "Budget not checked"}[budget.met]
     basis = _BASIS_WORDS[budget.basis].format(target=report.target.name)
+    what = {"latency": "p50 latency ", "size": "size "}.get(budget.kind, "")  # other units say what they are of
     if budget.achieved is None:
-        return f"{verdict}: {budget.kind} at most {_limit(budget)}; what was reached is not known."
-    reached = quantity(budget.achieved, budget.unit)
-    return f"{verdict}: {budget.kind} {reached} of at most {_limit(budget)}, {basis}."
+        return f"{verdict}: {what}at most {_limit(budget)}; what was reached is not known."
+    return f"{verdict}: {what}{quantity(budget.achieved, budget.unit)} of at most {_limit(budget)}, {basis}."
 
 
 def render_markdown(report: Report) -> str:

@@ -24,7 +24,9 @@ def summary_rows(report: Report) -> list[SummaryRow]:
     """Accuracy, latency, MACs, parameters and size of the two models."""
     dense, pruned = report.dense, report.pruned
     return [
-        SummaryRow("accuracy", points(dense.accuracy), points(pruned.accuracy), _gain(dense.accuracy, pruned.accuracy)),
+        SummaryRow(
+            "accuracy (points)", points(dense.accuracy), points(pruned.accuracy), _gain(dense.accuracy, pruned.accuracy)
+        ),
         SummaryRow("latency p50", _p50(dense.latency), _p50(pruned.latency), _latency_ratio(report)),
         SummaryRow("MACs", count(dense.macs), count(pruned.macs), _ratio(dense.macs, pruned.macs)),
         SummaryRow("parameters", count(dense.params), count(pruned.params), _ratio(dense.params, pruned.params)),
@@ -117,4 +119,4 @@ def _latency_ratio(report: Report) -> str:
 
 
 def _gain(dense: float | None, pruned: float | None) -> str:
-    return NOT_KNOWN if dense is None or pruned is None else f"{100 * (pruned - dense):+.2f} points"
+    return NOT_KNOWN if dense is None or pruned is None else f"{100 * (pruned - dense):+.2f}"

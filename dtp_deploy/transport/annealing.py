@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from dtp_deploy.errors import TransportError
 from dtp_deploy.transport.exact import solve_exact
 from dtp_deploy.transport.problem import TransportProblem
 
@@ -34,11 +35,16 @@ def epsilon_for_softness(problem: TransportProblem, wanted: float) -> float:
 
     Args:
         problem: its epsilon is the first guess.
-        wanted: softness in (0, 1). One that cannot be reached gives the nearest end of the range: a single undecided
-            unit, say, stays undecided for any epsilon.
+        wanted: softness in (0, 1). One that cannot be reached gives the nearest end of the range 1e-9..1e6: a single
+            undecided unit, say, stays undecided for any epsilon.
+
+    Raises:
+        TransportError: `wanted` is outside of (0, 1).
 
     The softness grows with epsilon; the search is a bisection of log epsilon whose bracket grows from the first guess.
     """
+    if not 0 < wanted < 1:
+        raise TransportError(f"The wanted softness is {wanted}; give a number between 0 and 1, both excluded.")
     detached = replace(problem, scores=problem.scores.detach())
     scaled = None
 

@@ -5,10 +5,10 @@ upstream gradient g, moving x changes m by v (dx - dt), and the budget stays met
 
     grad_x = v (g - c mu),      mu = sum(v g) / sum(v c),
 
-and mu = 0 where sum(v c) vanishes (budget at 1, or all masks hard). -mu is the price of the budget: the score of a unit
-rises if its benefit per cost beats the price. A group at its floor has a threshold of its own and stays out of mu; there
-grad_x = v (h - mean(h)), with h = g - c mu and the mean weighted by v over the group, which is v (g - sum(v g) / sum(v))
-where the units of a group cost the same.
+and mu = 0 where sum(v c) vanishes (budget at 1, or all masks hard). -mu is the price of the budget: the score of a
+unit rises if its benefit per cost beats the price. A group at its floor has a threshold of its own and stays out of mu;
+there grad_x = v (h - mean(h)), with h = g - c mu and the mean weighted by v over the group, which is
+v (g - sum(v g) / sum(v)) where the units of a group cost the same.
 """
 
 import math
@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dtp_deploy.transport.problem import Floors, TransportProblem
 from dtp_deploy.transport.result import TransportResult
 
 _MAX_ITERATIONS = 200
 _TOLERANCE = 1e-13
-_SATURATED = 45.0
-"""sigmoid(45) is 1 and sigmoid(-45) below 3e-20, in float64."""
+_ONE, _ZERO = 45.0, -745.0
+"""From here on sigmoid is 1, and up to here next to the smallest positive number, in float64."""
 
 
 def solve_exact(problem: TransportProblem, start: float | None = None) -> TransportResult:
@@ -45,39 +46,48 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
         floor_thresholds = group_thresholds(x, floors)
         ceiling = floor_thresholds[floors.group]
 
+    def masks_at(t: float) -> Tensor:
+        return torch.sigmoid(x - ceiling.clamp(max=t))
+
     def evaluate(t: float) -> tuple[float, float]:
-        masks = torch.sigmoid(x - ceiling.clamp(max=t))
+        masks = masks_at(t)
         cost, unit_costs = problem.cost(masks)
         slope = (unit_costs * masks * (1 - masks) * (ceiling > t)).sum()
         both = torch.stack([cost, slope]).tolist()
         return both[0] - problem.budget, both[1]
 
-    scale = max(problem.budget, 1e-300)
-    low, high = float(x.min()) - _SATURATED, float(x.max()) + _SATURATED
-    if evaluate(-math.inf)[0] <= 0:
-        threshold, iterations = -math.inf, 1
+    origin = 0.0  # what x, the ceilings and t are measured from
+    dense_cost = float(problem.cost(torch.ones_like(x))[0])
+    if dense_cost <= problem.budget:
+        t, iterations = -math.inf, 1
     elif evaluate(math.inf)[0] >= 0:
-        threshold, iterations = math.inf, 2
+        t, iterations = math.inf, 2
     else:
-        threshold, iterations = _decreasing_root(evaluate, low, high, start, tolerance=_TOLERANCE * scale)
+        tolerance = _TOLERANCE * problem.budget
+        low, high = float(x.min()) - _ONE, float(x.max()) - _ZERO
+        if start is None:
+            share = min(max(problem.budget / dense_cost, 1e-300), 1 - 1e-16)
+            start = float(x.mean()) - math.log(share / (1 - share))  # exact where all scores are equal
+        t, excess, iterations = _decreasing_root(evaluate, low, high, start, tolerance)
+        if abs(excess) > tolerance:
+            # Neighbouring numbers near t are too far apart. Seen from t, the logits that matter are small and exact.
+            origin, step = t, 2 * math.ulp(t)
+            x, ceiling, floor_thresholds = x - origin, ceiling - origin, floor_thresholds - origin
+            t, _, more = _decreasing_root(evaluate, -step, step, 0.0, tolerance)
+            iterations += more
         iterations += 2
 
-    used = ceiling.clamp(max=threshold)
-    at_floor = floor_thresholds <= threshold
-    masks64 = torch.sigmoid(x - used)
-    cost, unit_costs = problem.cost(masks64)
+    at_floor = floor_thresholds <= t
+    masks = masks_at(t)
+    cost, unit_costs = problem.cost(masks)
     held = at_floor[floors.group] if floors is not None else torch.zeros_like(x, dtype=torch.bool)
-    masks = _Masks.apply(problem.scores, masks64, unit_costs, held, floors, problem.epsilon)
-    error = float(cost) - problem.budget
-    relative = error / problem.budget if problem.budget > 0 else error
     return TransportResult(
-        masks=masks,
-        threshold=threshold,
+        masks=_Masks.apply(problem.scores, masks, unit_costs, held, floors, problem.epsilon),  # type: ignore[no-untyped-call]
+        threshold=origin + t,
         at_floor=at_floor,
         cost=float(cost),
-        marginal_error=0.0 if threshold == -math.inf else relative,
+        marginal_error=problem.relative_error(float(cost), dense_cost),
         iterations=iterations,
-        converged=relative <= 1e-9,
     )
 
 
@@ -105,19 +115,20 @@ def group_thresholds(x: Tensor, floors: Floors) -> Tensor:
 
 
 def _decreasing_root(
-    evaluate: Callable[[float], tuple[float, float]], low: float, high: float, start: float | None, tolerance: float
-) -> tuple[float, int]:
-    """Root of a decreasing function that is above zero at `low` and below at `high`, and the number of evaluations.
+    evaluate: Callable[[float], tuple[float, float]], low: float, high: float, start: float, tolerance: float
+) -> tuple[float, float, int]:
+    """Root of a decreasing function that is above zero at `low` and below at `high`, its value there, and the number of
+    evaluations.
 
     `evaluate` gives the value and minus the slope. A Newton step that leaves the bracket, or that does not halve the
     value, is followed by a bisection.
     """
-    t = start if start is not None and low < start < high else (low + high) / 2
-    previous = math.inf
+    t = start if low < start < high else (low + high) / 2
+    value = previous = math.inf
     for iteration in range(1, _MAX_ITERATIONS + 1):
         value, slope = evaluate(t)
         if abs(value) <= tolerance:
-            return t, iteration
+            return t, value, iteration
         if value > 0:
             low = t
         else:
@@ -127,9 +138,9 @@ def _decreasing_root(
         previous = abs(value)
         following = newton if good else (low + high) / 2
         if following in (low, high) or following == t:
-            return t, iteration
+            return t, value, iteration
         t = following
-    return t, _MAX_ITERATIONS
+    return t, value, _MAX_ITERATIONS
 
 
 class _Masks(torch.autograd.Function):
@@ -150,7 +161,8 @@ class _Masks(torch.autograd.Function):
         return masks.to(scores.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         masks, unit_costs, held = ctx.saved_tensors
         g = gradient.to(torch.float64)
         v = masks * (1 - masks)

@@ -20,10 +20,14 @@ class MaskCost(Protocol):
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Cost a . m: each unit costs a_i, shape [n,], whatever the others do. With it the source mass is a / sum(a).
+    """Cost a . m: each unit costs a_i whatever the others do. With it the source mass is a / sum(a).
 
-    >>> LinearCost(torch.tensor([1.0, 3.0], dtype=torch.float64))(torch.tensor([0.5, 0.5], dtype=torch.float64))[0].item()
-    2.0
+    Attributes:
+        unit_costs: a_i > 0, shape [n,], float64.
+
+    >>> cost, gradient = LinearCost(torch.tensor([1.0, 3.0]))(torch.tensor([0.5, 0.5]))
+    >>> cost.item(), gradient.tolist()
+    (2.0, [1.0, 3.0])
     """
 
     unit_costs: Tensor
@@ -62,7 +66,8 @@ class TransportProblem:
         floors: least mass a group, or None.
 
     Raises:
-        TransportError: scores empty or not finite, epsilon or budget out of range, floors above a group's size.
+        TransportError: scores empty, not finite or of another type, epsilon or budget out of range, floors of another
+            type or shape, or outside of 0..(a group's size).
     """
 
     scores: Tensor
@@ -74,30 +79,53 @@ class TransportProblem:
     def __post_init__(self) -> None:
         if self.scores.ndim != 1 or len(self.scores) == 0:
             raise TransportError(f"Scores have shape {tuple(self.scores.shape)}; give a vector of at least one score.")
+        if self.scores.dtype not in (torch.float32, torch.float64):
+            raise TransportError(f"Scores have dtype {self.scores.dtype}; give float32 or float64.")
         if not bool(torch.isfinite(self.scores.detach()).all()):
             raise TransportError(
                 "Scores hold NaN or infinity; they must be finite. Lower the learning rate, or check the data for NaN."
             )
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise TransportError(f"epsilon is {self.epsilon}; it must be positive and finite.")
+            raise TransportError(f"epsilon is {self.epsilon}; give a positive, finite number.")
         if not (math.isfinite(self.budget) and self.budget >= 0):
-            raise TransportError(f"The budget is {self.budget}; it must be finite and not negative.")
+            raise TransportError(f"The budget is {self.budget}; give a finite cost of zero or more.")
         if self.floors is not None:
             self._check_floors(self.floors)
 
     def _check_floors(self, floors: Floors) -> None:
         if floors.group.shape != self.scores.shape:
-            raise TransportError(f"Floors name the groups of {len(floors.group)} units; there are {len(self.scores)}.")
-        if int(floors.group.min()) < 0 or int(floors.group.max()) >= len(floors.mass):
-            raise TransportError(f"Floors name groups outside of 0..{len(floors.mass) - 1}.")
-        impossible = torch.nonzero((floors.mass < 0) | (floors.mass > floors.sizes()) | floors.mass.isnan())
-        if len(impossible):
-            group = int(impossible[0])
             raise TransportError(
-                f"The floor of group {group} is {float(floors.mass[group]):g} of its {int(floors.sizes()[group])} units; "
+                f"Floors name the groups of units of shape {tuple(floors.group.shape)}; the scores have shape "
+                f"{tuple(self.scores.shape)}. Give one group a score."
+            )
+        if (floors.group.dtype, floors.mass.dtype) != (torch.int64, torch.float64):
+            raise TransportError(
+                f"Floors have groups of dtype {floors.group.dtype} and masses of dtype {floors.mass.dtype}; "
+                "give int64 and float64."
+            )
+        lowest, highest = int(floors.group.min()), int(floors.group.max())
+        if lowest < 0 or highest >= len(floors.mass):
+            raise TransportError(
+                f"Floors name groups from {lowest} to {highest}; there are {len(floors.mass)} masses. "
+                "Number the groups from 0 and give a mass for each."
+            )
+        sizes = floors.sizes()
+        possible = (floors.mass >= 0) & (floors.mass <= sizes)  # false for NaN
+        if not bool(possible.all()):
+            group = int(torch.nonzero(~possible)[0])
+            raise TransportError(
+                f"The floor of group {group} is {float(floors.mass[group]):g} of its {int(sizes[group])} units; "
                 "give a number between zero and its size."
             )
 
     def logits(self) -> Tensor:
         """x_i = 2 s_i / epsilon, shape [n,], float64, detached from the scores."""
         return self.scores.detach().to(torch.float64) * (2.0 / self.epsilon)
+
+    def relative_error(self, cost: float, dense_cost: float) -> float:
+        """How far `cost` is from the one wanted, as a share of that; the difference itself where nothing is wanted.
+
+        Wanted is the budget, or the cost of all-ones where the budget is above it.
+        """
+        wanted = min(self.budget, dense_cost)
+        return (cost - wanted) / wanted if wanted > 0 else cost - wanted

@@ -13,12 +13,11 @@ class TransportResult:
     Attributes:
         masks: m_i in [0, 1], shape [n,], in the scores' dtype, differentiable with respect to them.
         threshold: t of the whole problem, in units of the logits; -inf keeps all units, +inf only the floors.
-        at_floor: whether a group is held at its floor by a threshold of its own, shape [G,], bool; empty without floors.
+        at_floor: whether a group is held at its floor by a threshold of its own, shape [G,], bool; empty without
+            floors.
         cost: Cost(masks).
-        marginal_error: (cost - budget) / budget, or the absolute difference at budget 0; 0 where all units are kept.
-        iterations: evaluations of the cost.
-        converged: whether the cost is within the budget (to 1e-9 of it). False where floors forbid it, and usually for
-            `sinkhorn_step`, which lags behind.
+        marginal_error: how far the cost is from the one wanted, see `TransportProblem.relative_error`.
+        iterations: evaluations of the cost; 1 for `sinkhorn_step`.
     """
 
     masks: Tensor
@@ -27,7 +26,14 @@ class TransportResult:
     cost: float
     marginal_error: float
     iterations: int
-    converged: bool
+
+    @property
+    def converged(self) -> bool:
+        """Whether the marginal error is at most 1e-9, up or down.
+
+        False where floors forbid it, and usually for `sinkhorn_step`, which lags behind.
+        """
+        return abs(self.marginal_error) <= 1e-9
 
     def transport_plan(self, mass: Tensor) -> Tensor:
         """P, shape (n, 2), for source masses a_i, shape [n,]: columns pruned and kept, rows sum to a_i."""

@@ -196,6 +196,12 @@ def test_crash_after_the_result_is_a_failure(tmp_path):
         _result(job, [{"event": "result"}], -11, "")
 
 
+def test_kill_from_outside_points_to_memory(tmp_path):
+    job = Job(TargetSpec("cpu"), {"a": Path("a.onnx")}, QUICK, tmp_path)
+    with pytest.raises(TargetError, match=r"was killed from outside\. The system does that where memory runs out"):
+        _result(job, [{"event": "stage", "stage": "measuring", "model": "a"}], -9, "")
+
+
 def test_worker_imports_neither_torch_nor_onnx():
     code = (
         "import sys, dtp_deploy.profile.worker\nfrom dtp_deploy.target import find_target\nfind_target('cpu')\n"

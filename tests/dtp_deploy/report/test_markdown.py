@@ -18,18 +18,23 @@ def report_with(**changes: Any) -> Report:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "Budget met: latency 1.1 ms of at most 1.2 ms (60% of the dense model), measured on cpu."),
+        ({}, "Budget met: p50 latency 1.1 ms of at most 1.2 ms (60% of the dense model), measured on cpu."),
         (
             {"achieved": 1.3, "met": False},
-            "Budget NOT met: latency 1.3 ms of at most 1.2 ms (60% of the dense model), measured on cpu.",
+            "Budget NOT met: p50 latency 1.3 ms of at most 1.2 ms (60% of the dense model), measured on cpu.",
         ),
         (
             {"met": None, "basis": "predicted"},
-            "Budget not checked: latency 1.1 ms of at most 1.2 ms (60% of the dense model), predicted, not measured.",
+            "Budget not checked: p50 latency 1.1 ms of at most 1.2 ms (60% of the dense model), "
+            "predicted, not measured.",
         ),
         (
             {"met": None, "achieved": None},
-            "Budget not checked: latency at most 1.2 ms (60% of the dense model); what was reached is not known.",
+            "Budget not checked: p50 latency at most 1.2 ms (60% of the dense model); what was reached is not known.",
+        ),
+        (
+            {"kind": "macs", "requested": "10M", "relative": False, "limit": 1e7, "unit": "MACs", "achieved": 9e6},
+            "Budget met: 9.000 M MACs of at most 10.000 M MACs, measured on cpu.",
         ),
         (
             {
@@ -53,7 +58,7 @@ def test_headline_says_verdict_figure_limit_and_basis(changes: dict[str, Any], e
     "line",
     [
         "Target: cpu (onnxruntime 1.31.1 on x86_64, 1 thread).",
-        "| accuracy | 92.34 | 91.12 | -1.22 points |",
+        "| accuracy (points) | 92.34 | 91.12 | -1.22 |",
         "| latency p50 | 2 ms | 1.1 ms (unstable) | 0.550 (0.540 to 0.570) |",
         "| MACs | 20.000 M | 9.000 M | 0.450 |",
         "**The latency of the pruned model was unstable: repeat it on a quiet machine.**",
@@ -77,7 +82,7 @@ def test_what_is_not_known_is_a_dash() -> None:
     unknown = {**SAMPLE["pruned"], "accuracy": None, "latency": None}
     lines = render_markdown(report_with(pruned=unknown, latency_ratio=None)).splitlines()
 
-    assert "| accuracy | 92.34 | - | - |" in lines
+    assert "| accuracy (points) | 92.34 | - | - |" in lines
     assert "| latency p50 | 2 ms | - | - |" in lines
 
 

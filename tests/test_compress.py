@@ -1,0 +1,207 @@
+"""Whole runs of the main job, on real data, with nothing replaced."""
+
+import copy
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import dtp_deploy
+from dtp_deploy.budget import Budget, parse_budget
+from dtp_deploy.errors import BudgetError, InputError, TrainingError
+from dtp_deploy.loading import Dataset, TrainBatches, load_data
+from dtp_deploy.report import Report, read_report
+from dtp_deploy.train import Settings, Trainer
+from examples.digits_cnn import make_model
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def dense(data: Dataset) -> nn.Module:
+    """A network that has learned its task."""
+    torch.manual_seed(0)
+    model = make_model()
+    trainer = Trainer(TrainBatches(data.x_train, data.y_train, 64, seed=0), Settings(epochs=4, learning_rate=0.1), None)
+    trainer.run(model, trainer.total_steps)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    report: Report
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def macs_run(dense: nn.Module, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    out = tmp_path_factory.mktemp("runs") / "macs"
+    budget = parse_budget("macs", "30%")
+    return Finished(dtp_deploy.compress(dense, data=data, budget=budget, out=out, settings=Settings(epochs=4)), out)
+
+
+def test_report_on_disk_is_the_report_returned(macs_run: Finished) -> None:
+    assert read_report(macs_run.out / "report.json") == macs_run.report
+    assert sorted(path.name for path in macs_run.out.iterdir()) == [
+        "model.onnx",
+        "model.pt2",
+        "model.safetensors",
+        "pruning_plan.json",
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_budget_is_kept_and_used(macs_run: Finished) -> None:
+    budget = macs_run.report.budget
+    assert budget.met is True
+    assert budget.basis == "computed"
+    assert budget.limit == 0.3 * macs_run.report.dense.macs
+    assert budget.achieved == macs_run.report.pruned.macs
+    assert 0.97 * budget.limit <= budget.achieved <= budget.limit
+
+
+def test_delivered_onnx_has_the_widths_and_the_size_of_the_report(macs_run: Finished) -> None:
+    content = (macs_run.out / "model.onnx").read_bytes()
+    assert macs_run.report.pruned.size_bytes == len(content)
+    assert macs_run.report.onnx_sha256 == hashlib.sha256(content).hexdigest()
+    shapes = [tuple(value.dims) for value in onnx.load_model_from_string(content).graph.initializer]
+    for group in macs_run.report.groups:
+        assert any(shape and shape[0] == group.width_after for shape in shapes), group
+
+
+def test_accuracy_of_the_report_is_that_of_the_file(macs_run: Finished, data: Dataset) -> None:
+    session = onnxruntime.InferenceSession(macs_run.out / "model.onnx", providers=["CPUExecutionProvider"])
+    right = [session.run(None, {"input": x[None]})[0].argmax() == y for x, y in zip(data.x_val, data.y_val, strict=True)]
+    assert macs_run.report.pruned.accuracy == np.mean(right)
+    assert macs_run.report.pruned.accuracy > 0.9
+
+
+def test_every_form_of_the_model_was_compared(macs_run: Finished) -> None:
+    assert [entry.stage for entry in macs_run.report.parity] == [
+        "dense: PyTorch to ONNX",
+        "dense: ONNX to simplified",
+        "dense: PyTorch to engine",
+        "masked to removed",
+        "pruned: PyTorch to ONNX",
+        "pruned: ONNX to simplified",
+        "pruned: PyTorch to engine",
+    ]
+    assert all(entry.passed for entry in macs_run.report.parity)
+
+
+def test_pruned_model_reloads_onto_the_factory_and_agrees_with_the_onnx(macs_run: Finished, data: Dataset) -> None:
+    model = dtp_deploy.load_pruned(make_model, macs_run.out)
+    session = onnxruntime.InferenceSession(macs_run.out / "model.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(macs_run.out / "model.pt2").module()
+    for x in data.x_val[:5, None]:
+        with torch.no_grad():
+            expected = model(torch.from_numpy(x)).numpy()
+            exported = program(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(session.run(None, {"input": x})[0], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(exported, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_seed_gives_one_plan_and_the_model_given_is_not_changed(
+    macs_run: Finished, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(dense.state_dict())
+    torch.manual_seed(12345)  # what the caller did with the global generator must not matter
+    budget = parse_budget("macs", "30%")
+    dtp_deploy.compress(dense, data=data, budget=budget, out=tmp_path / "again", settings=Settings(epochs=4))
+    for name in ("pruning_plan.json", "model.onnx"):
+        assert (tmp_path / "again" / name).read_bytes() == (macs_run.out / name).read_bytes(), name
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("budget", "least_used"),
+    [
+        (parse_budget("params", "40%"), 0.97),
+        (parse_budget("size", "300kB"), 0.97),
+        (parse_budget("channels", "50%"), 0.97),
+        (parse_budget("macs", "50%", scope="per-layer"), 0.9),
+    ],
+    ids=["params", "size", "channels", "per-layer"],
+)
+def test_every_counted_budget_is_kept_and_used(
+    budget: Budget, least_used: float, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    settings = Settings(epochs=1, masks=dtp_deploy.MaskSettings(solver="sinkhorn-1"))
+    report = dtp_deploy.compress(dense, data=data, budget=budget, out=tmp_path / "out", settings=settings)
+    assert report.budget.met is True
+    assert report.budget.achieved is not None
+    assert report.budget.achieved >= least_used * report.budget.limit
+    if budget.kind == "size":
+        assert report.budget.achieved == (tmp_path / "out" / "model.onnx").stat().st_size
+    if budget.scope == "per-layer":
+        ratios = [group.width_after / group.width_before for group in report.groups if group.frozen_because is None]
+        assert max(ratios) - min(ratios) <= 1 / 32 + 1e-9
+
+
+def test_latency_budget_is_measured_on_the_target(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    budget = parse_budget("latency", "75%")
+    report = dtp_deploy.compress(dense, data=data, budget=budget, out=tmp_path / "out", settings=Settings(epochs=1))
+    dense_latency, pruned_latency = report.dense.latency, report.pruned.latency
+    assert dense_latency is not None
+    assert pruned_latency is not None
+    assert report.budget.basis == "measured"
+    assert report.budget.limit == 0.75 * dense_latency.p50_ms
+    assert report.budget.achieved == pruned_latency.p50_ms
+    assert report.budget.met is True
+    assert np.percentile(pruned_latency.samples_ms, 50) == pytest.approx(pruned_latency.p50_ms)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("macs", "0.01%"), ("size", "1kB"), ("latency", "1%")])
+def test_impossible_budget_is_refused_before_training_with_what_can_be_reached(
+    kind: str, limit: str, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    budget = parse_budget(kind, limit)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"one channel in every layer .* Give \d.* or more\."):
+        dtp_deploy.compress(dense, data=data, budget=budget, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_breaks_down_is_an_error_and_leaves_nothing(
+    dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    settings = Settings(epochs=1, learning_rate=1e30, distill=False)
+    with pytest.raises(TrainingError, match=r"Lower --lr"):
+        dtp_deploy.compress(dense, data=data, budget=Budget("macs", 0.5, True), out=tmp_path / "out", settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_beyond_the_model_are_refused(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(data, y_val=data.y_val + 1)
+    with pytest.raises(InputError, match=r"gives 10 class scores, but the labels go up to 10\."):
+        dtp_deploy.compress(dense, data=wrong, budget=Budget("macs", 0.5, True), out=tmp_path / "out")
+
+
+def test_a_wrong_removal_stops_the_run(
+    dense: nn.Module, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard after the masks, not only the proof before them: here the surgery turns wrong in the middle."""
+    import dtp_deploy.pipeline as pipeline
+
+    right = pipeline.remove_channels
+
+    def wrong(model: nn.Module, plan: dtp_deploy.PruningPlan) -> nn.Module:
+        small = right(model, plan)
+        with torch.no_grad():
+            small.get_parameter("stem.1.bias").add_(0.5)
+        return small
+
+    monkeypatch.setattr(pipeline, "remove_channels", wrong)
+    settings = Settings(epochs=1)
+    with pytest.raises(dtp_deploy.errors.ParityError, match="Parity failed at 'masked to removed'"):
+        dtp_deploy.compress(dense, data=data, budget=Budget("macs", 0.5, True), out=tmp_path / "out", settings=settings)
+    assert list(tmp_path.iterdir()) == []
