@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph.groups import ChannelGroup, Groups, Role, TensorSlice
-from dtp_deploy.graph.splits import dependency_graph, part_size
 
 _NORMS_ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -61,9 +60,11 @@ def _dependencies(model: nn.Module, inputs: Tensor) -> tuple[Any, list[Any]]:
     """torch-pruning's dependency graph and its groups."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from dtp_deploy.graph.splits import DependencyGraph
+
         try:
             with torch.enable_grad():
-                graph = dependency_graph(model, inputs)
+                graph = DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
             return graph, list(_raw_groups(graph, model))
         except Exception as error:
             raise GraphError(
@@ -169,8 +170,8 @@ class _GroupReader:
     def _coupled_by_splits(self) -> Iterable[set[int]]:
         """Channels at the same place in every part of a split into equal parts, which must stay equal."""
         for item in self.raw.items:
-            node = item.dep.target
-            size = part_size(node) if node.type == self.graph.ops.OPTYPE.SPLIT else None
+            split = self.graph.splits.get(item.dep.target)
+            size = None if split is None else split.part_size
             if size is None:
                 continue
             places: dict[int, set[int]] = defaultdict(set)

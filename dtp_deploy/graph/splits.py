@@ -1,4 +1,4 @@
-"""Which channels go where in a split, told by autograd.
+"""torch-pruning's dependency graph, told by autograd which channels go where in a split.
 
 torch-pruning 1.6.1 guesses the sizes of the parts from the layers after them, one part a reader. Where a part is read
 twice, or goes straight into a concatenation (the C2f block of YOLOv8 does both), it guesses wrong. Autograd knows: each
@@ -8,59 +8,83 @@ edge of its graph carries the number of the output that it belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch_pruning
-from torch import Tensor, nn
 from torch_pruning.dependency.index_mapping import _SplitIndexMapping
 
 _CHANNELS = 1
 
 
-def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:  # noqa: ANN401 - torch-pruning has no types
-    """torch-pruning's dependency graph of a model, with the channels of every split along the channels set right.
+@dataclass(frozen=True)
+class Split:
+    """A split along the channels.
 
-    A split that is read by a module called more than once is left as torch-pruning guesses it; the proof judges it.
+    Attributes:
+        parts: first channel and the one after the last of every part.
+        edges: for every edge that leaves the split the number of its part, torch-pruning's dependency along it, and the
+            one back.
     """
-    graph = _Graph().build_dependency(model, example_inputs=inputs, verbose=False)
-    for node in graph.module2node.values():
-        if node.type != graph.ops.OPTYPE.SPLIT or (parts := _parts(node.grad_fn)) is None:
-            continue
-        for number, there, back in _edges(node) or ():
-            there.index_mapping[0] = _SplitIndexMapping(offset=parts[number], reverse=False)
-            back.index_mapping[0] = _SplitIndexMapping(offset=parts[number], reverse=True)
+
+    parts: list[tuple[int, int]]
+    edges: list[tuple[int, Any, Any]]
+
+    @property
+    def part_size(self) -> int | None:
+        """Channels in each part if all are equal, else None.
+
+        A split into equal parts divides whatever it is given by their number, so that they must stay equal.
+        """
+        sizes = {end - start for start, end in self.parts}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+class DependencyGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+    """The dependency graph of a model in which splits along the channels are set right.
+
+    A split that a module reads which is called more than once is left as torch-pruning guesses it; the proof judges it.
+
+    Attributes:
+        splits: by node.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits: dict[Any, Split] = {}
+
+    def build_dependency(self, *args: Any, **kwargs: Any) -> DependencyGraph:  # noqa: ANN401
+        """As torch-pruning's."""
+        super().build_dependency(*args, **kwargs)
+        for node, split in self.splits.items():
+            for number, there, back in split.edges:
+                there.index_mapping[0] = _SplitIndexMapping(offset=split.parts[number], reverse=False)
+                back.index_mapping[0] = _SplitIndexMapping(offset=split.parts[number], reverse=True)
             node.module.offsets = None  # or torch-pruning would put its guess back
-    return graph
+        return self
 
-
-class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
-    """Tells torch-pruning the size of every edge of a split before it guesses, since other sizes follow from it."""
-
-    def _build_dependency(self, module2node: Any) -> None:  # noqa: ANN401
+    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
         super()._build_dependency(module2node)
         for node in module2node.values():
-            if node.type == self.ops.OPTYPE.SPLIT and (parts := _parts(node.grad_fn)) and (edges := _edges(node)):
-                function = node.grad_fn
-                node.grad_fn = SimpleNamespace(
-                    _saved_dim=_CHANNELS,
-                    _saved_self_sizes=function._saved_self_sym_sizes,
-                    _saved_split_sizes=[parts[number][1] - parts[number][0] for number, _, _ in edges],
-                )
+            if node.type == self.ops.OPTYPE.SPLIT and (split := _read_split(node)) is not None:
+                self.splits[node] = split
+        for node, split in self.splits.items():
+            # What torch-pruning looks for in autograd's node, by the names of older versions of PyTorch, an edge each;
+            # it derives the sizes of concatenations from it.
+            node.grad_fn = SimpleNamespace(
+                _saved_dim=_CHANNELS,
+                _saved_self_sizes=node.grad_fn._saved_self_sym_sizes,
+                _saved_split_sizes=[split.parts[number][1] - split.parts[number][0] for number, _, _ in split.edges],
+            )
 
 
-def part_size(node: Any) -> int | None:  # noqa: ANN401
-    """Channels in each part of a split into equal parts along the channels; None for any other split.
-
-    Such a split divides whatever it is given by the number of parts, so that its parts must stay equal.
-    """
-    parts = _parts(node.grad_fn)
-    sizes = {end - start for start, end in parts} if parts is not None else set()
-    return sizes.pop() if len(sizes) == 1 else None
+def _read_split(node: Any) -> Split | None:  # noqa: ANN401 - torch-pruning has no types
+    parts, edges = _parts(node.grad_fn), _edges(node)
+    return None if parts is None or edges is None else Split(parts, edges)
 
 
 def _parts(function: Any) -> list[tuple[int, int]] | None:  # noqa: ANN401
-    """First channel and the one after the last of every part."""
     shape: Sequence[int] = getattr(function, "_saved_self_sym_sizes", ())
     channels = (_CHANNELS, 2**64 + _CHANNELS - len(shape))  # a negative dimension is saved as if it were unsigned
     if len(shape) <= _CHANNELS or getattr(function, "_saved_dim", None) not in channels:
@@ -77,7 +101,6 @@ def _parts(function: Any) -> list[tuple[int, int]] | None:  # noqa: ANN401
 
 
 def _edges(node: Any) -> list[tuple[int, Any, Any]] | None:  # noqa: ANN401
-    """Number of the part, dependency from the split and dependency back to it, for every edge; None if they differ."""
     edges = {}
     for reader in node.outputs:
         numbers = [number for function, number in reader.grad_fn.next_functions if function is node.grad_fn]
@@ -85,6 +108,5 @@ def _edges(node: Any) -> list[tuple[int, Any, Any]] | None:  # noqa: ANN401
         back = [dependency for dependency in reader.dependencies if dependency.target is node]
         if not len(numbers) == len(there) == len(back):
             return None
-        edges[id(reader)] = list(zip(numbers, there, back, strict=True))
-    taken = {key: iter(triples) for key, triples in edges.items()}
-    return [next(taken[id(reader)]) for reader in node.outputs]
+        edges[reader] = iter(list(zip(numbers, there, back, strict=True)))
+    return [next(edges[reader]) for reader in node.outputs]

@@ -66,7 +66,7 @@ def uniform_ratio(cost: WidthFunction, units: Tensor, limit: float) -> float:
         if abs(following - ratio) <= 1e-15:
             break
         ratio = following
-    return low
+    return ratio
 
 
 def choose_channels(

@@ -237,7 +237,9 @@ class ChannelMasks:
         problem = TransportProblem(self.scores, epsilon, problem.cost, budget_left, problem.floors)
         self._epsilon = epsilon
         if settings.solver == "sinkhorn-1" and self.budget.scope == "global":
-            result = sinkhorn_step(problem, start)
+            # One iteration moves little: a potential from far outside of the scores would never come back.
+            logits = problem.logits()
+            result = sinkhorn_step(problem, min(max(start, float(logits.min()) - 9), float(logits.max()) + 9))
         else:
             result = solve_exact(problem, start if math.isfinite(start) else None)
         self._threshold = result.threshold if math.isfinite(result.threshold) else 0.0

@@ -90,6 +90,26 @@ def test_channels_that_fold_onto_each_other_are_one_unit():
     assert (groups["entry"].units, groups["entry"].channels_per_unit) == (4, 2)
 
 
+class SplitTwice(nn.Module):
+    """Halves of which one is halved again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(3, 16, 1)
+        self.readers = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in (8, 4, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        left, right = self.entry(x).chunk(2, dim=1)
+        return tuple(reader(part) for reader, part in zip(self.readers, (left, *right.chunk(2, 1)), strict=True))
+
+
+def test_a_part_that_is_split_again_stays_even_too():
+    model = randomise(SplitTwice(), 0)
+    entry = {group.name: group for group in prove(model, find_groups(model, IMAGE))}["entry"]
+    assert entry.frozen_because is None
+    assert (entry.units, entry.channels_per_unit) == (4, 4)
+
+
 def test_bias_and_statistics_belong_to_their_unit():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(4 * 64, 2))
     found = groups_of(model)["0"].slices
@@ -107,10 +127,10 @@ def test_a_single_unit_is_kept():
     assert groups["2"].frozen_because is None
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm2d(3))], ids=["relu", "norm"])
-def test_a_model_without_layers_that_write_channels(model):
+def test_a_model_without_layers_that_write_channels():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     with pytest.raises(GraphError) as caught:
-        find_groups(model, IMAGE.requires_grad_())
+        find_groups(model, IMAGE)
     assert str(caught.value) == (
         "Sequential has nothing to prune: no convolution or linear layer was found whose output channels another "
         "layer reads."
