@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 PLAN = "pruning_plan.json"
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
+CHECKPOINTS = "checkpoints"
 
 _REMEDY = "Give a folder that dtp-deploy compress --out wrote, as it was written."
 _LOCK = ".dtp-deploy-writes-here"
@@ -52,33 +53,47 @@ def check_output(out: Path, force: bool = False) -> None:
         )
 
 
+def partial_of(out: Path) -> Path:
+    """The folder in which a run works before DIR stands: ``DIR.partial``."""
+    place = out.resolve()
+    return place.with_name(f"{place.name}.partial")
+
+
 @contextmanager
-def open_artefact(out: Path, force: bool = False) -> Iterator[Path]:
+def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Iterator[Path]:
     """Give ``DIR.partial`` to write into, and make it DIR when the block ends well.
 
     On any exception, an interrupt included, ``DIR.partial`` and the parents made for it are removed and DIR is as it
-    was. With `force` an existing artefact is moved aside, and deleted only after the new one stands in its place.
+    was; only checkpoints stay, for a later run to go on from. With `force` an existing artefact is moved aside, and
+    deleted only after the new one stands in its place; checkpoints of an earlier run are deleted at once.
 
     Raises:
-        UsageError: as `check_output`; or another run is writing there; or the file system refuses.
+        UsageError: as `check_output`; or another run is writing there; or there are checkpoints and neither `force`
+            nor `resume`, or `resume` and no checkpoints; or the file system refuses.
     """
     check_output(out, force)
     place = out.resolve()
-    partial = place.with_name(f"{place.name}.partial")
+    partial = partial_of(out)
     made = _missing_parents(place)
     try:
-        lock = _claim(out, partial)
+        _check_checkpoints(out, partial, force, resume)
+        lock = _claim(out, partial, kept=CHECKPOINTS if resume else None)
     except BaseException:
         _remove_empty(made)
         raise
     try:
         yield partial
         (partial / _LOCK).unlink()
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
         check_output(out, force)  # a run is long enough for somebody else to have written there
         _put_in_place(out, partial, place)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        _remove_empty(made)
+        if _has_checkpoints(partial):
+            (partial / _LOCK).touch()  # it says that the folder is ours
+            _clear(partial, {_LOCK, CHECKPOINTS})
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            _remove_empty(made)
         raise
     finally:
         os.close(lock)
@@ -168,8 +183,33 @@ def _missing_parents(place: Path) -> list[Path]:
     return [parent for parent in place.parents if not parent.exists()]
 
 
-def _claim(out: Path, partial: Path) -> int:
-    """Make an empty `partial` with our lock in it, and give the lock's file descriptor.
+def _check_checkpoints(out: Path, partial: Path, force: bool, resume: bool) -> None:
+    there = _has_checkpoints(partial)
+    if resume and not there:
+        raise UsageError(f"--resume {out}: there are no checkpoints in {partial}. Start the run with --out {out}.")
+    if there and not (resume or force):
+        raise UsageError(
+            f"{partial} holds the checkpoints of a run that was cut off. Go on with --resume {out}, or start over with "
+            "--force."
+        )
+
+
+def _has_checkpoints(partial: Path) -> bool:
+    return any((partial / CHECKPOINTS).glob("*.checkpoint"))
+
+
+def _clear(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _claim(out: Path, partial: Path, kept: str | None = None) -> int:
+    """Make an empty `partial` with our lock in it, and give the lock's file descriptor. What is `kept` stays there.
 
     The lock tells a folder that a killed run left (ours, nobody holds it) from one that is in use, or is not ours.
     """
@@ -188,11 +228,7 @@ def _claim(out: Path, partial: Path) -> int:
             raise UsageError(
                 f"--out {out} is being written by another run ({error.strerror}). Wait for it, or give another folder."
             ) from None
-        for leftover in partial.iterdir():
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            elif leftover != lock_path:
-                leftover.unlink()
+        _clear(partial, {_LOCK} | ({kept} if kept else set()))
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}). Give a folder that you may write.") from error
     return lock

@@ -43,6 +43,16 @@ class TrainingError(DtpError):
     exit_code = 2
 
 
+class StoppedError(DtpError):
+    """The run was asked to stop, and has saved where it was. Its exit code is 128 and the signal's number."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 class BudgetError(DtpError):
     """The budget cannot be met, or was not met. The message says the best that was reached."""
 

@@ -1,12 +1,35 @@
 """What every part of the library needs of a PyTorch module: evaluation mode for a while, and its outputs in order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from dtp_deploy.errors import GraphError
+
+Inputs = tuple[torch.Tensor, ...]
+"""What a model is called with, by position; each tensor has the batch first."""
+
+
+def as_inputs(inputs: torch.Tensor | Inputs) -> Inputs:
+    """One tensor, or several, as a tuple."""
+    return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+
+
+def shapes_of(inputs: Inputs) -> str:
+    """The shapes of inputs, for messages.
+
+    >>> shapes_of((torch.zeros(1, 3), torch.zeros(2)))
+    '(1, 3) and (2,)'
+    """
+    return " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's tensors are; the CPU for a model without any."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 @contextmanager
@@ -48,3 +71,27 @@ def flatten_outputs(outputs: object) -> list[torch.Tensor]:
         f"The model returns a value of type {type(outputs).__name__}; tensors, and tuples, lists and dicts of them, "
         "can be exported. Wrap the model in a module that returns only these."
     )
+
+
+def like_outputs(nesting: object, tensors: Sequence[torch.Tensor]) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Tensors in the order of `flatten_outputs`, nested as a model's outputs are: its inverse.
+
+    >>> like_outputs({"a": [torch.zeros(1), None]}, [torch.ones(1)])
+    {'a': [tensor([1.]), None]}
+    """
+    remaining = iter(tensors)
+
+    def build(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return next(remaining)
+        if isinstance(value, Mapping):
+            return {key: build(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(build(item) for item in value))
+        if isinstance(value, tuple):
+            return tuple([build(item) for item in value])
+        if isinstance(value, list):
+            return [build(item) for item in value]
+        return value
+
+    return build(nesting)

@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dtp_deploy.accuracy import accuracy_of_model, accuracy_of_session
-from dtp_deploy.artefact import MODEL_ONNX, MODEL_PROGRAM, PLAN, WEIGHTS, open_artefact, save_weights, write_report
+from dtp_deploy.artefact import (
+    CHECKPOINTS,
+    MODEL_ONNX,
+    MODEL_PROGRAM,
+    PLAN,
+    WEIGHTS,
+    open_artefact,
+    save_weights,
+    write_report,
+)
 from dtp_deploy.budget import Budget
-from dtp_deploy.cost import WidthFunction, count_macs, count_parameters, macs_cost, parameter_cost
-from dtp_deploy.errors import BudgetError
+from dtp_deploy.checkpoints import CheckpointFolder, Keeper
+from dtp_deploy.errors import BudgetError, UsageError
+from dtp_deploy.evaluate import evaluate_model
 from dtp_deploy.export.callables import torch_callable
-from dtp_deploy.export.delivery import Delivery, deliver, require_parity
+from dtp_deploy.export.delivery import require_parity
 from dtp_deploy.export.onnx import export_program
-from dtp_deploy.graph import find_groups
-from dtp_deploy.latency import LatencyProbe, close_loop, learn_curve
-from dtp_deploy.latency.calibrate import latency_against
-from dtp_deploy.loading import Dataset, TrainBatches, check_shapes
-from dtp_deploy.parity import ParityResult, compare
+from dtp_deploy.forms import Form, make_form, parity_batches
+from dtp_deploy.graph import Groups, find_groups
+from dtp_deploy.latency import close_loop
+from dtp_deploy.limits import Limits, Workbench, make_limits
+from dtp_deploy.loading.source import DataSource, TrainStream
+from dtp_deploy.memory import PeakMemory
+from dtp_deploy.modules import Inputs
+from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure, median_ratio
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import ChannelMasks, PruningPlan, cost_of, prove, remove_channels
-from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
+from dtp_deploy.ranks import by_first, joined, rank, world_size
 from dtp_deploy.report import Report, hide_home
-from dtp_deploy.target import Arrays, Engine, TargetSpec, find_target
+from dtp_deploy.target import TargetSpec
+from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
-from dtp_deploy.train.loop import check_classifier
+from dtp_deploy.train.loop import check_model
+from dtp_deploy.train.sharding import ShardedStream
 
-_PARITY_BATCHES = 4
-_PROBE = MeasureSettings(min_seconds=0.5, max_seconds=5.0, repeats=1)
 _FINAL_TRIES = 3
 """How often a latency that is just above its limit is measured afresh before it counts as not met."""
 
@@ -46,27 +60,44 @@ _FINAL_TRIES = 3
 def compress(
     model: nn.Module,
     *,
-    data: Dataset,
-    budget: Budget,
+    data: DataSource,
+    budget: Budget | Sequence[Budget],
     out: Path | str,
     target: TargetSpec | str = "cpu",
     input_shape: tuple[int, ...] | None = None,
+    inputs: Inputs | None = None,
+    input_names: Sequence[str] | None = None,
+    task: Task | None = None,
     settings: Settings | None = None,
+    finish: Callable[[nn.Module], nn.Module] | None = None,
     force: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = 10.0,
+    measuring: MeasureSettings | None = None,
+    origin: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
     model_name: str | None = None,
 ) -> Report:
-    """Prune a trained classifier to a budget, fine-tune it, and deliver it as ONNX with a report.
+    """Prune a trained model to one budget or several, fine-tune it, and deliver it as ONNX with a report.
 
     Args:
-        model: trained; (N, C, H, W) -> (N, classes). It is not changed.
+        model: trained. It is not changed.
         data: to learn masks and fine-tune with, and to validate on.
-        budget: what the pruned model may cost.
+        budget: what the pruned model may cost; all of several budgets are kept.
         out: folder to write; it appears at the end, complete.
         target: where the delivered model is measured.
-        input_shape: of the delivered model, (N, C, H, W); by default one sample of the data.
+        input_shape: of the delivered model's only input, batch first; by default one sample of the data.
+        inputs: an example of all inputs of the delivered model, in place of `input_shape`.
+        input_names: how the ONNX model calls its inputs.
+        task: loss and metric; by default classification for labelled data, distillation alone for others.
         settings: hyper-parameters.
-        force: replace `out` if it is an earlier artefact.
+        finish: applied to a copy of the dense and of the pruned model before either is exported.
+        force: replace `out` if it is an earlier artefact, and forget checkpoints of an earlier run.
+        resume: go on from the newest checkpoint of a run that was cut off. All other arguments must be as they were.
+        checkpoint_minutes: time between two checkpoints; one is also written at the end of every stage.
+        measuring: how long and how carefully the delivered models are measured.
+        origin: plain values that a later run may want to find in the checkpoints (`read_origin`): the command line's
+            options, say.
         progress: told of every stage.
         model_name: for the report; by default the name of the model's class.
 
@@ -75,232 +106,248 @@ def compress(
 
     Raises:
         UsageError, InputError, GraphError: something given cannot be used.
+        StoppedError: SIGINT or SIGTERM came during training; everything is saved.
         BudgetError: the budget cannot be met; or it was not met when measured at the end, and then `out` is written.
         TargetError: the target is missing or failed.
         ParityError: two forms of the model disagree.
     """
     settings = settings if settings is not None else Settings()
     spec = TargetSpec(target) if isinstance(target, str) else target
-    shape = (1, *data.sample_shape) if input_shape is None else input_shape
-    check_shapes(data, shape)
-    with open_artefact(Path(out), force) as folder, tempfile.TemporaryDirectory() as scratch:
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
+    if not budgets or len({one.kind for one in budgets}) < len(budgets):
+        raise UsageError(f"compress() got the budgets {[str(one) for one in budgets]}. Give one, or one of each kind.")
+    task = task if task is not None else CLASSIFICATION if data.labelled else UNLABELLED
+    examples = inputs if inputs is not None else _examples(data, input_shape)
+    with joined(), ExitStack() as stack:
+        folder = by_first(lambda: stack.enter_context(open_artefact(Path(out), force, resume)))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        identity = _identity(model, data, budgets, spec, examples, settings, task)
+        keeper = Keeper(
+            CheckpointFolder(folder / CHECKPOINTS), Path(out), 60 * checkpoint_minutes, identity, dict(origin or {})
+        )
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            run = _Run(model, data, budget, spec, shape, settings, progress, folder, Path(scratch))
-            report = run.report(model_name or type(model).__name__)
-        write_report(report, folder)
-    if report.budget.met is False:
-        raise BudgetError(
-            f"The budget was not met: {report.budget.achieved:.4g} {report.budget.unit} were reached, the limit is "
-            f"{report.budget.limit:.4g} {report.budget.unit}. What was reached is in {out}; give a larger budget."
-        )
+            run = _Run(data, task, budgets, spec, examples, input_names, settings, finish, progress, keeper, measuring)
+            run.go(model, folder, Path(scratch), keeper.load() if resume else None)
+            report = by_first(lambda: run.report(model_name or type(model).__name__))
+        by_first(lambda: write_report(report, folder))
+    for entry in (report.budget, *report.further_budgets):
+        if entry.met is False:
+            raise BudgetError(
+                f"--{entry.kind} {entry.requested} was not met: {entry.achieved:.4g} {entry.unit} were reached, the "
+                f"limit is {entry.limit:.4g} {entry.unit}. What was reached is in {out}; give a larger budget."
+            )
     return report
 
 
-@dataclass(frozen=True)
-class _Form:
-    """One delivered form of the model, dense or pruned, with all that is known about it."""
-
-    delivery: Delivery
-    engine: Engine
-    accuracy: float
-    macs: int
-    params: int
-
-
 class _Run:
-    """The stages of one run, in order; `report` is the last."""
+    """One run: `go` is its table of contents, `report` tells what came of it."""
 
     def __init__(
         self,
-        model: nn.Module,
-        data: Dataset,
-        budget: Budget,
+        data: DataSource,
+        task: Task,
+        budgets: Sequence[Budget],
         target: TargetSpec,
-        shape: tuple[int, ...],
+        inputs: Inputs,
+        input_names: Sequence[str] | None,
         settings: Settings,
+        finish: Callable[[nn.Module], nn.Module] | None,
         progress: Progress,
-        folder: Path,
-        scratch: Path,
+        keeper: Keeper,
+        measuring: MeasureSettings | None,
     ) -> None:
-        self.data, self.budget, self.target, self.settings = data, budget, target, settings
-        self.progress, self.folder, self.scratch = progress, folder, scratch
-        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        self.student = copy.deepcopy(model).eval().requires_grad_(True)
-        self.inputs = torch.from_numpy(data.x_val[:1]).expand(shape).contiguous()
-        check_classifier(self.teacher, self.inputs, data.num_classes)
-        self.batches = _parity_batches(data, shape)
-        self.parity: list[ParityResult] = []
-        self.accuracies: list[dict[str, Any]] = []
-        self.stages: list[dict[str, Any]] = []
+        self.measuring = measuring
+        self.data, self.task, self.budgets, self.target = data, task, budgets, target
+        self.inputs, self.settings, self.progress, self.keeper = inputs, settings, progress, keeper
+        self.finish = finish if finish is not None else lambda model: model
+        self.batches = parity_batches(data, inputs, input_names)
+        self.resumed_from: int | None = None
+        self.parity: dict[str, dict[str, Any]] = {}
+        self.accuracies: dict[str, float | None] = {}
+        self.stages: dict[str, dict[str, Any]] = {}
 
-        with self.stage("groups"):
-            groups = find_groups(self.teacher, self.inputs)
-            self.groups = prove(self.teacher, groups, seed=settings.seed, progress=progress)
-        with self.stage("dense model"):
-            self.dense = self._form(self.teacher, scratch / "dense.onnx", "dense")
-        with self.stage("budget"):
-            cost, limit = self._cost_and_limit()
-        trainer = Trainer(
-            TrainBatches(
-                data.x_train,
-                data.y_train,
-                settings.batch_size,
-                settings.seed,
-                augment=settings.augment != "none",
-                flip=settings.augment == "shift-flip",
-            ),
-            settings,
-            self.teacher,
-        )
-        with self.stage("masks"):
-            masks = self._learn_masks(trainer, cost, limit)
-        with self.stage("channels"):
-            self.plan = self._choose(masks)
-            self.small = self._remove(masks)
-        with self.stage("fine-tuning"):
-            rest = trainer.total_steps - trainer.step
-            trainer.run(self.small, rest, name="fine-tuning", progress=progress)
-            self._note_accuracy("after fine-tuning", self._accuracy(self.small))
-        with self.stage("pruned model"):
-            self.pruned = self._form(self.small, folder / MODEL_ONNX, "pruned")
-            export_program(self.small, self.inputs, folder / MODEL_PROGRAM)
-            save_weights(self.small, folder / WEIGHTS)
+    def go(self, model: nn.Module, folder: Path, scratch: Path, saved: dict[str, Any] | None) -> None:
+        """All stages, in order; from a checkpoint, those that are over are taken from it."""
+        settings, progress = self.settings, self.progress
+        if saved is not None:
+            self.resumed_from = saved["trainer"]["step"]
+            self.parity, self.accuracies, self.stages = saved["parity"], saved["accuracies"], saved["stages"]
+        dense = copy.deepcopy(model).eval().requires_grad_(False)
+        check_model(dense, self.inputs, self.data, self.task)
+        with self._stage("groups"):
+            groups = prove(dense, find_groups(dense, self.inputs), seed=settings.seed, progress=progress)
+        with self._stage("dense model"):
+            self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
+        with self._stage("budget"):
+            bench = Workbench(dense, groups, self.dense, self.batches, scratch, self.target)
+            self.limits = self._limits(bench, saved["limits"] if saved else None)
+        stream: TrainStream = self.data.train(settings.batch_size, settings.seed, settings.augment)
+        if world_size() > 1:
+            stream = ShardedStream(stream, settings.batch_size, rank(), world_size())
+        trainer = Trainer(stream, self.task, settings, teacher=dense)
+        if saved is not None:
+            trainer.load_state(saved["trainer"])
+        if saved is None or saved["plan"] is None:
+            small = self._prune(dense, groups, trainer, saved)
+        else:
+            self.plan = PruningPlan.from_json(saved["plan"])
+            small = remove_channels(dense, self.plan).requires_grad_(True)
+            small.load_state_dict(saved["model"])
+        with self._stage("fine-tuning"):
+            self._train(trainer, small, trainer.total_steps, "fine-tuning")
+        self._note("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
+        by_first(lambda: self._deliver(small, folder))
+
+    def _limits(self, bench: Workbench, decided: Sequence[float] | None) -> Limits:
+        """The limits; what must be measured for them is measured by one process."""
+        first: list[Limits] = []
+
+        def decide() -> list[float]:
+            first.append(make_limits(self.budgets, bench, decided))
+            return first[0].decisions()
+
+        decisions = by_first(decide)
+        return first[0] if first else make_limits(self.budgets, bench, decisions)
+
+    def _deliver(self, small: nn.Module, folder: Path) -> None:
+        """Write what is delivered, and measure it."""
+        with self._stage("pruned model"):
+            self.pruned = self._form(small, folder / MODEL_ONNX, "pruned")
+            export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
+            save_weights(small, folder / WEIGHTS)
             (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
-        with self.stage("measurement"):
+        with self._stage("measurement"):
             self.latencies = self._measure()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and tell of it."""
-        start = time.perf_counter()
-        with self.progress.task(name):
-            yield
-        self.stages.append({"name": name, "seconds": time.perf_counter() - start})
-
-    def _form(self, model: nn.Module, path: Path, label: str) -> _Form:
-        """Export, prove, build for the target, and evaluate what was built."""
-        delivery = deliver(model, self.inputs, path, self.batches, label)
-        self.parity += delivery.parity
-        engine = find_target(self.target).build(path)
-        with engine.open() as session:
-            (spec,) = session.inputs
-
-            def run(arrays: Arrays) -> list[Any]:
-                outputs = session.run({spec.name: next(iter(arrays.values()))})
-                return [outputs[output.name] for output in session.outputs]
-
-            engine_parity = compare(f"{label}: PyTorch to engine", torch_callable(model), run, self.batches)
-            require_parity(engine_parity)
-            self.parity.append(engine_parity)
-            accuracy = accuracy_of_session(session, self.data.x_val, self.data.y_val, self.progress)
-        self._note_accuracy("dense" if label == "dense" else "delivered", accuracy)
-        return _Form(delivery, engine, accuracy, count_macs(model, self.inputs), count_parameters(model))
-
-    def _cost_and_limit(self) -> tuple[WidthFunction, float]:
-        """The cost that the masks are trained on, and its limit."""
-        budget = self.budget
-        if budget.kind == "size":
-            embedded = self.dense.delivery.size_bytes - 4.0 * self.dense.params
-            by_parameters = parameter_cost(self.teacher, self.groups, per_value=4.0, constant=embedded)
-            return by_parameters, budget.limit_for(self.dense.delivery.size_bytes)
-        if budget.kind != "latency":
-            cost = cost_of(budget, self.teacher, self.groups)
-            return cost, budget.limit_for(self._dense_value())
-        self.probe = LatencyProbe(
-            self.teacher,
-            self.groups,
-            self.target,
-            self.scratch,
-            self.dense.delivery.path,
-            self.batches,
-            _PROBE,
-        )
-        macs = macs_cost(self.teacher, self.groups)
-        curve = learn_curve(self.probe, self.groups, macs, budget, fingerprint_of(self.teacher))
-        return macs, curve.cost_at(curve.limit_ms)
-
-    def _learn_masks(self, trainer: Trainer, cost: WidthFunction, limit: float) -> ChannelMasks:
+    def _prune(self, dense: nn.Module, groups: Groups, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
+        """Learn masks, choose, remove: the network that is left."""
+        student = copy.deepcopy(dense).requires_grad_(True)
         masks = ChannelMasks(
-            self.student,
-            self.groups,
-            self.budget,
+            student,
+            groups,
+            self.limits.all[0].budget,
             steps=trainer.mask_steps,
             settings=self.settings.masks,
-            cost=cost,
-            limit=limit,
+            cost=self.limits.cost,
+            limit=self.limits.limit,
         )
-        trainer.run(self.student, trainer.mask_steps, masks.step, name="masks", progress=self.progress)
-        return masks
-
-    def _choose(self, masks: ChannelMasks) -> PruningPlan:
-        """The plan, checked against the real cost of what it gives."""
-        if self.budget.kind == "latency":
-            return close_loop(masks, self._latency_used, fill=0.93, aim=0.96)
-        limit = masks.limit
-        return close_loop(masks, lambda plan: self._value_of(plan) / limit, fill=0.99)
-
-    def _latency_used(self, plan: PruningPlan) -> float:
-        return latency_against(self.budget, self.probe.measure({"plan": plan}), "plan") / 0.99
-
-    def _remove(self, masks: ChannelMasks) -> nn.Module:
-        masks.harden(self.plan)
-        self.student.eval()
-        small = remove_channels(self.student, self.plan)
-        removal = compare("masked to removed", torch_callable(self.student), torch_callable(small), self.batches)
-        require_parity(removal)
-        self.parity.append(removal)
-        reestimate_batchnorm(small, self._batchnorm_inputs())
-        self._note_accuracy("after hardening", self._accuracy(small))
+        if saved is not None:
+            student.load_state_dict(saved["model"])
+            masks.load_state(saved["masks"])
+        with self._stage("masks"):
+            self._train(trainer, student, trainer.mask_steps, "masks", masks)
+        with self._stage("channels"):
+            limits = self.limits
+            self.plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
+            masks.harden(self.plan)
+            small = self._remove(student, self.plan)
+        self._save(trainer, small)
         return small
 
-    def _batchnorm_inputs(self) -> Iterator[Tensor]:
-        size = max(2, self.settings.batch_size)
-        for number in range(self.settings.batchnorm_batches):
-            batch = self.data.x_train[number * size : (number + 1) * size]
-            if len(batch) > 1:
-                yield torch.from_numpy(batch)
+    def _train(
+        self, trainer: Trainer, model: nn.Module, until: int, name: str, masks: ChannelMasks | None = None
+    ) -> None:
+        """Train up to a step, with a checkpoint from time to time and one at the end."""
+
+        def after_step() -> None:
+            if masks is not None:
+                masks.step()
+            self.keeper.after_step(trainer.step, trainer.total_steps, lambda: self._state(trainer, model, masks))
+
+        with self.keeper.interruption.deferred():
+            trainer.run(model, until, after_step, name=name, progress=self.progress)
+        self._save(trainer, model, masks)
+
+    def _save(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> None:
+        by_first(lambda: self.keeper.save(trainer.step, self._state(trainer, model, masks)))
+
+    def _state(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> dict[str, Any]:
+        return {
+            "trainer": trainer.state(),
+            "model": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
+            "masks": masks.state() if masks is not None else None,
+            "plan": self.plan.to_json() if masks is None else None,
+            "limits": self.limits.decisions(),
+            "parity": self.parity,
+            "accuracies": self.accuracies,
+            "stages": self.stages,
+        }
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell of it. A stage that a cut-off run had begun goes on counting."""
+        memory, start = PeakMemory(), time.perf_counter()
+        memory.start()
+        try:
+            with self.progress.task(name):
+                yield
+        finally:
+            before = self.stages.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
+            self.stages[name] = {
+                "seconds": before["seconds"] + time.perf_counter() - start,
+                "peak_memory_bytes": max(before["peak_memory_bytes"], memory.bytes()),
+            }
+
+    def _form(self, model: nn.Module, path: Path, label: str) -> Form:
+        finished = self.finish(copy.deepcopy(model)).eval()
+        stage = "dense" if label == "dense" else "delivered"
+        form = make_form(
+            finished,
+            self.inputs,
+            path,
+            self.batches,
+            label,
+            self.target,
+            self.data,
+            self.task,
+            self.progress,
+            self.accuracies.get(stage),
+        )
+        self.parity |= {result.stage: asdict(result) for result in form.parity}
+        self.accuracies[stage] = form.accuracy
+        return form
+
+    def _remove(self, masked: nn.Module, plan: PruningPlan) -> nn.Module:
+        """The network without its channels, proven equal to the masked one, with BatchNorm statistics of its own."""
+        masked.eval()
+        small = remove_channels(masked, plan)
+        removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
+        require_parity(removal)
+        self.parity[removal.stage] = asdict(removal)
+        settings = self.settings
+        stream = self.data.train(max(2, settings.batch_size), settings.seed, settings.augment)
+        reestimate_batchnorm(small, (inputs for inputs, _ in islice(stream, settings.batchnorm_batches)))
+        self._note("after hardening", lambda: evaluate_model(small, self.data, self.task))
+        return small
 
     def _measure(self) -> dict[str, LatencyReport]:
-        """Dense and pruned, interleaved. A latency just above its limit is measured afresh before it is believed."""
+        """Dense and pruned, in turns. A latency just above its limit is measured afresh before it is believed."""
         files = {"dense": self.dense.delivery.path, "pruned": self.pruned.delivery.path}
         for _ in range(_FINAL_TRIES):
-            reports = measure(files, self.target)
-            if self.budget.kind != "latency" or latency_against(self.budget, reports, "pruned") <= 1:
+            latencies = measure(files, self.target, self.measuring)
+            if all(entry["met"] for entry in self._budget_entries(self.limits, latencies)):
                 break
-        return reports
+        return latencies
 
-    def _accuracy(self, model: nn.Module) -> float:
-        return accuracy_of_model(model, self.data.x_val, self.data.y_val)
+    def _budget_entries(self, limits: Limits, latencies: dict[str, LatencyReport]) -> list[dict[str, Any]]:
+        return [one.entry(self.pruned, self.plan, latencies) for one in limits.all]
 
-    def _note_accuracy(self, stage: str, accuracy: float) -> None:
-        self.accuracies.append({"stage": stage, "accuracy": accuracy})
-
-    def _dense_value(self) -> float:
-        return {
-            "macs": float(self.dense.macs),
-            "params": float(self.dense.params),
-            "size": float(self.dense.delivery.size_bytes),
-            "channels": float(sum(group.width for group in self.groups.prunable)),
-        }[self.budget.kind]
-
-    def _value_of(self, plan: PruningPlan) -> float:
-        """What a plan really costs, counted on the network that it gives."""
-        if self.budget.kind == "channels":
-            return float(sum(choice.width_after for choice in plan.groups if choice.frozen_because is None))
-        small = remove_channels(self.teacher, plan)
-        counted: dict[str, Callable[[], float]] = {
-            "macs": lambda: count_macs(small, self.inputs),
-            "params": lambda: count_parameters(small),
-            "size": lambda: (
-                deliver(small, self.inputs, self.scratch / "candidate.onnx", self.batches, "candidate").size_bytes
-            ),
-        }
-        return float(counted[self.budget.kind]())
+    def _note(self, stage: str, accuracy: Callable[[], float | None]) -> None:
+        if stage not in self.accuracies:
+            self.accuracies[stage] = by_first(accuracy)
 
     def report(self, model_name: str) -> Report:
         """Everything that was found out."""
-        info = self.pruned.engine.info
+        engine = self.pruned.engine
+        budget, *further = self._budget_entries(self.limits, self.latencies)
+        settings = asdict(self.settings) | {
+            "data": self.data.name,
+            "task": self.task.name,
+            "input_shapes": [list(tensor.shape) for tensor in self.inputs],
+            "preprocessing": self.data.preprocessing,
+            "scope": self.budgets[0].scope,
+        }
         entries: dict[str, Any] = hide_home(
             {
                 "dtp_deploy_version": version("dtp-deploy"),
@@ -308,16 +355,19 @@ class _Run:
                 "onnx_sha256": self.pruned.delivery.sha256,
                 "target": {
                     "name": self.target.name,
-                    "runtime": info.runtime,
-                    "runtime_version": info.runtime_version,
-                    "device": info.device,
-                    "threads": info.threads,
+                    "runtime": engine.runtime,
+                    "runtime_version": engine.runtime_version,
+                    "device": engine.device,
+                    "threads": engine.threads,
                 },
-                "budget": self._budget_entry(),
-                "dense": self._model_entry(self.dense, self.latencies["dense"]),
-                "pruned": self._model_entry(self.pruned, self.latencies["pruned"]),
+                "budget": budget,
+                "further_budgets": further,
+                "dense": _model_entry(self.dense, self.latencies["dense"]),
+                "pruned": _model_entry(self.pruned, self.latencies["pruned"]),
                 "latency_ratio": asdict(median_ratio(self.latencies["pruned"], self.latencies["dense"])),
-                "accuracy_stages": self.accuracies,
+                "accuracy_stages": [
+                    {"stage": stage, "accuracy": accuracy} for stage, accuracy in self.accuracies.items()
+                ],
                 "groups": [
                     {
                         "name": choice.name,
@@ -327,81 +377,96 @@ class _Run:
                     }
                     for choice in self.plan.groups
                 ],
-                "parity": [asdict(result) for result in self.parity],
+                "parity": list(self.parity.values()),
                 "passes": [
                     {"name": outcome.name, "applied": outcome.applied, "reason": outcome.reason}
                     for outcome in self.pruned.delivery.passes
                 ],
-                "stages": self.stages,
-                "settings": asdict(self.settings)
-                | {"input_shape": list(self.inputs.shape), "data": self.data.name, "scope": self.budget.scope},
+                "stages": [{"name": name, **stage} for name, stage in self.stages.items()],
+                "resumed_from_step": self.resumed_from,
+                "settings": settings,
                 "environment": self.latencies["pruned"].environment | _versions(),
                 "notes": self._notes(),
             }
         )
         return Report.model_validate(entries)
 
-    def _budget_entry(self) -> dict[str, Any]:
-        budget = self.budget
-        if budget.kind == "latency":
-            limit = budget.limit_for(self.latencies["dense"].p50_ms)
-            achieved, basis = self.latencies["pruned"].p50_ms, "measured"
-        else:
-            limit, basis = budget.limit_for(self._dense_value()), "computed"
-            achieved = self._achieved()
-        return {
-            "kind": budget.kind,
-            "requested": str(budget),
-            "relative": budget.relative,
-            "limit": limit,
-            "unit": budget.unit,
-            "achieved": achieved,
-            "met": achieved <= limit,
-            "basis": basis,
-        }
-
-    def _achieved(self) -> float:
-        if self.budget.kind == "size":
-            return float(self.pruned.delivery.size_bytes)
-        return {
-            "macs": float(self.pruned.macs),
-            "params": float(self.pruned.params),
-            "channels": float(sum(choice.width_after for choice in self.plan.groups if choice.frozen_because is None)),
-        }[self.budget.kind]
-
-    def _model_entry(self, form: _Form, latency: LatencyReport) -> dict[str, Any]:
-        return {
-            "accuracy": form.accuracy,
-            "macs": form.macs,
-            "params": form.params,
-            "size_bytes": form.delivery.size_bytes,
-            "latency": {
-                "p50_ms": latency.p50_ms,
-                "p90_ms": latency.p90_ms,
-                "p99_ms": latency.p99_ms,
-                "samples_ms": latency.samples_ms,
-                "stable": latency.stable,
-                "coefficient_of_variation": latency.coefficient_of_variation,
-                "outlier_share": latency.outlier_share,
-                "drift": latency.drift,
-                "spread": latency.spread,
-            },
-        }
-
     def _notes(self) -> list[str]:
-        return [
+        notes = list(self.data.notes)
+        if not self.data.labelled:
+            notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
+        notes += [
             f"The pass '{outcome.name}' was skipped: {outcome.reason}"
             for outcome in self.pruned.delivery.passes
             if not outcome.applied
         ]
+        return notes
 
 
-def _parity_batches(data: Dataset, shape: tuple[int, ...]) -> list[Arrays]:
-    """Several batches of the delivered model's shape, from the validation data, repeated where it is small."""
-    count = shape[0] * _PARITY_BATCHES
-    rows = [index % len(data.x_val) for index in range(count)]
-    chosen = data.x_val[rows]
-    return [{"input": chosen[start : start + shape[0]]} for start in range(0, count, shape[0])]
+def _examples(data: DataSource, input_shape: tuple[int, ...] | None) -> Inputs:
+    """Example inputs of the delivered model: real samples of the validation data.
+
+    Raises:
+        UsageError: the shape is not one of the data's samples with a batch in front.
+    """
+    shapes = data.sample_shapes
+    if input_shape is not None and (len(shapes) > 1 or tuple(input_shape[1:]) != tuple(shapes[0])):
+        samples = " and ".join("x".join(map(str, shape)) for shape in shapes)
+        raise UsageError(
+            f"--input {'x'.join(map(str, input_shape))} does not fit the data: a sample of {data.name} is {samples}. "
+            f"Give --input 1x{samples}, or other data."
+        )
+    count = 1 if input_shape is None else input_shape[0]
+    inputs, _ = next(iter(data.validation(1)))
+    return tuple(tensor.expand(count, *tensor.shape[1:]).contiguous() for tensor in inputs)
+
+
+def _identity(
+    model: nn.Module,
+    data: DataSource,
+    budgets: Sequence[Budget],
+    target: TargetSpec,
+    inputs: Inputs,
+    settings: Settings,
+    task: Task,
+) -> dict[str, str]:
+    """What makes a run this run, in short texts, so that no checkpoint is taken for another run's."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    samples = hashlib.sha256(str((data.name, data.validation_size, data.sample_shapes)).encode())
+    for batch, _ in islice(data.validation(64), 1):
+        for tensor in batch:
+            samples.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "the model": weights.hexdigest(),
+        "the data": samples.hexdigest(),
+        "the budget": str([asdict(budget) for budget in budgets]),
+        "the target": str((target.name, dict(target.options))),
+        "--input": str([tuple(tensor.shape) for tensor in inputs]),
+        "the task": task.name,
+    } | {f"the setting {name}": str(value) for name, value in asdict(settings).items()}
+
+
+def _model_entry(form: Form, latency: LatencyReport) -> dict[str, Any]:
+    return {
+        "accuracy": form.accuracy,
+        "macs": form.macs,
+        "params": form.params,
+        "size_bytes": form.delivery.size_bytes,
+        "latency": {
+            "p50_ms": latency.p50_ms,
+            "p90_ms": latency.p90_ms,
+            "p99_ms": latency.p99_ms,
+            "samples_ms": latency.samples_ms,
+            "stable": latency.stable,
+            "coefficient_of_variation": latency.coefficient_of_variation,
+            "outlier_share": latency.outlier_share,
+            "drift": latency.drift,
+            "spread": latency.spread,
+        },
+    }
 
 
 def _versions() -> dict[str, Any]:

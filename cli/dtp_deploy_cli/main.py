@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dtp_deploy.errors import DtpError
+from dtp_deploy.errors import DtpError, StoppedError
 from dtp_deploy_cli.compress import compress
 from dtp_deploy_cli.profile import profile
 from dtp_deploy_cli.targets import targets
@@ -63,6 +63,10 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(prog_name="dtp-deploy", standalone_mode=False)
+    except StoppedError as error:
+        code = 128 + error.signum
+        _fail(str(error), code)
+        sys.exit(code)
     except DtpError as error:
         code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtp_deploy.modules import evaluating
+from dtp_deploy.modules import Inputs, as_inputs, evaluating
 
 
-def count_macs(model: nn.Module, inputs: Tensor) -> int:
+def count_macs(model: nn.Module, inputs: Tensor | Inputs) -> int:
     """Multiply-accumulate operations of one forward pass in eval mode: convolutions and all matrix products.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
     3456
     """
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(inputs)
+        model(*as_inputs(inputs))
     return int(counter.get_total_flops()) // 2
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.cost.count import count_macs
 from dtp_deploy.graph import ChannelGroup, Groups
-from dtp_deploy.modules import evaluating
+from dtp_deploy.modules import Inputs, evaluating
 
 
 class WidthFunction(Protocol):
@@ -83,7 +83,7 @@ def macs_cost(model: nn.Module, groups: Groups) -> NetworkCost:
     return _network_cost(model, groups.prunable, factors, rest)
 
 
-def _uses_of_weights(model: nn.Module, inputs: Tensor) -> dict[str, float]:
+def _uses_of_weights(model: nn.Module, inputs: Inputs) -> dict[str, float]:
     """How often one forward pass uses each value of a layer's weight."""
     uses: dict[str, float] = defaultdict(float)
 
@@ -108,7 +108,7 @@ def _uses_of_weights(model: nn.Module, inputs: Tensor) -> dict[str, float]:
             handles.append(module.register_forward_hook(linear(name)))
     try:
         with evaluating(model), torch.no_grad():
-            model(inputs)
+            model(*inputs)
     finally:
         for handle in handles:
             handle.remove()

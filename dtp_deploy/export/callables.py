@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dtp_deploy.errors import GraphError
-from dtp_deploy.modules import evaluating, flatten_outputs
+from dtp_deploy.modules import device_of, evaluating, flatten_outputs
 from dtp_deploy.target import Arrays
 
 Outputs = list[npt.NDArray[Any]]
@@ -26,7 +26,7 @@ def torch_callable(model: nn.Module) -> Callable[[Arrays], Outputs]:
     """
 
     def run(arrays: Arrays) -> Outputs:
-        device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+        device = device_of(model)
         tensors = [torch.tensor(array, device=device) for array in arrays.values()]
         with evaluating(model), torch.no_grad():
             return [tensor.numpy(force=True) for tensor in flatten_outputs(model(*tensors))]

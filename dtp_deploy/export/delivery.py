@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dtp_deploy.errors import ParityError
 from dtp_deploy.export.callables import onnx_callable, torch_callable
 from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.export.passes import PassOutcome, SimplifyPass, run_passes
+from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import ParityResult, compare
 from dtp_deploy.target import Arrays
 
@@ -36,15 +36,15 @@ class Delivery:
 
 
 def deliver(
-    model: nn.Module, inputs: torch.Tensor, path: Path, batches: Sequence[Arrays], label: str, tolerance: float = 1e-4
+    model: nn.Module, inputs: Inputs, path: Path, batches: Sequence[Arrays], label: str, tolerance: float = 1e-4
 ) -> Delivery:
     """Export the model, simplify it, and check parity at both steps.
 
     Args:
         model: exported in eval mode.
-        inputs: an example of shape (N, ...).
+        inputs: an example, each tensor batch first.
         path: the file to write.
-        batches: inputs that the forms are compared on.
+        batches: inputs that the forms are compared on; their names become the inputs' names.
         label: names the model in the parity stages, "dense" or "pruned".
         tolerance: largest relative error.
 
@@ -52,7 +52,7 @@ def deliver(
         GraphError: the model cannot be exported.
         ParityError: the exported file does not compute what the model computes.
     """
-    export_onnx(model, inputs, path)
+    export_onnx(model, inputs, path, input_names=tuple(batches[0]))
     exported = onnx_callable(path)
     parity = [compare(f"{label}: PyTorch to ONNX", torch_callable(model), exported, batches, tolerance)]
     require_parity(parity[0])

@@ -6,7 +6,7 @@ stack trace with local paths at every node, and `torch.export` the sample that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 from dtp_deploy.errors import GraphError
 from dtp_deploy.export.files import MAX_ONNX_BYTES, serialise, too_large, write_atomically
 from dtp_deploy.export.quiet import first_line, held_back
-from dtp_deploy.modules import evaluating, flatten_outputs
+from dtp_deploy.modules import Inputs, as_inputs, evaluating, flatten_outputs, shapes_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 OPSET = 18
 """The lowest that PyTorch's exporter writes as asked, so the one that most runtimes take."""
 
-INPUT_NAME = "input"
 _SHOWN_LINES = 20
 
 
-def export_onnx(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
+def export_onnx(
+    model: nn.Module, inputs: torch.Tensor | Inputs, path: Path, input_names: Sequence[str] | None = None
+) -> None:
     """Write the model as one ONNX file, in evaluation mode, with static shapes.
 
-    The input is named "input"; the output "output", or "output_0", "output_1", ... where there are several, in the
-    order of `flatten_outputs`. The same model gives the same bytes. The model is left in the modes that it had.
+    The input is named "input", or "input_0", "input_1", ... unless names are given; the output "output", or "output_0",
+    "output_1", ... where there are several, in the order of `flatten_outputs`. The same model gives the same bytes. The
+    model is left in the modes that it had.
 
     Args:
         model: what to export; its weights are embedded.
-        inputs: an example of shape (N, ...), on the model's device; only its shape and type matter.
+        inputs: an example, each tensor batch first, on the model's device; only shapes and types matter.
         path: the file to write, replaced at once if it exists.
+        input_names: one a tensor.
 
     Raises:
         GraphError: the model cannot be captured or holds operators that ONNX has not, it returns something else than
@@ -48,6 +51,7 @@ def export_onnx(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
     size_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     if size_bytes > MAX_ONNX_BYTES:
         raise too_large(size_bytes)
+    inputs = as_inputs(inputs)
     with _explained("ONNX", model, inputs):
         names = _output_names(model, inputs)
         program = torch.onnx.export(
@@ -57,12 +61,12 @@ def export_onnx(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
-        _name_values(program.model.graph, [INPUT_NAME], names)
+        _name_values(program.model.graph, list(input_names or default_input_names(len(inputs))), names)
         content = serialise(program.model_proto)
     write_atomically(path, content)
 
 
-def export_program(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
+def export_program(model: nn.Module, inputs: torch.Tensor | Inputs, path: Path) -> None:
     """Write the model as a `torch.export` program (``.pt2``), in evaluation mode, with static shapes.
 
     Arguments as for `export_onnx`. ``torch.export.load(path).module()`` runs it.
@@ -70,6 +74,7 @@ def export_program(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
     Raises:
         GraphError: the model cannot be captured.
     """
+    inputs = as_inputs(inputs)
     with _explained("a torch.export program", model, inputs):
         program = _capture(model, inputs)
         for module in program.graph_module.modules():
@@ -81,10 +86,19 @@ def export_program(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _capture(model: nn.Module, inputs: torch.Tensor) -> torch.export.ExportedProgram:
+def default_input_names(count: int) -> list[str]:
+    """How inputs are called where nobody named them.
+
+    >>> default_input_names(1), default_input_names(2)
+    (['input'], ['input_0', 'input_1'])
+    """
+    return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
+
+
+def _capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """The model as a graph. Traced with zeros, because the program keeps what it was traced with."""
     with evaluating(model), torch.no_grad():
-        return torch.export.export(model, (torch.zeros_like(inputs),), strict=False)
+        return torch.export.export(model, tuple(torch.zeros_like(tensor) for tensor in inputs), strict=False)
 
 
 def _name_values(graph: onnx_ir.Graph, inputs: list[str], outputs: list[str]) -> None:
@@ -102,9 +116,9 @@ def _name_values(graph: onnx_ir.Graph, inputs: list[str], outputs: list[str]) ->
         value.name = name
 
 
-def _output_names(model: nn.Module, inputs: torch.Tensor) -> list[str]:
+def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     with evaluating(model), torch.no_grad():
-        count = len(flatten_outputs(model(torch.zeros_like(inputs))))
+        count = len(flatten_outputs(model(*(torch.zeros_like(tensor) for tensor in inputs))))
     if count == 0:
         raise GraphError(
             f"{type(model).__name__} returns no tensor; an exported model needs at least one output. "
@@ -114,7 +128,7 @@ def _output_names(model: nn.Module, inputs: torch.Tensor) -> list[str]:
 
 
 @contextmanager
-def _explained(form: str, model: nn.Module, inputs: torch.Tensor) -> Iterator[None]:
+def _explained(form: str, model: nn.Module, inputs: Inputs) -> Iterator[None]:
     """Keep PyTorch's exporters quiet, and turn whatever they raise into one error with all that they said."""
     said: list[str] = []
     try:
@@ -125,7 +139,7 @@ def _explained(form: str, model: nn.Module, inputs: torch.Tensor) -> Iterator[No
     except Exception as error:  # the exporters raise classes of their own, and any class of the traced code
         reasons = "\n".join(f"  {line}" for line in [*_causes(error), *said][:_SHOWN_LINES])
         raise GraphError(
-            f"{type(model).__name__} could not be exported to {form} with an input of shape {tuple(inputs.shape)}. "
+            f"{type(model).__name__} could not be exported to {form} with inputs of shape {shapes_of(inputs)}. "
             "torch.export must be able to trace it: no branches that depend on values, tensors in and out, operators "
             f"that ONNX has. Change the part named here:\n{reasons}"
         ) from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph.groups import ChannelGroup, Groups, Role, TensorSlice
+from dtp_deploy.modules import Inputs, as_inputs, shapes_of
 
 _NORMS_ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -26,12 +27,12 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
+def find_groups(model: nn.Module, inputs: Tensor | Inputs) -> Groups:
     """Find the coupled channel groups of a model by tracing it once in eval mode, on a copy.
 
     Args:
         model: any module whose forward pass autograd can follow.
-        inputs: an example input, shape (N, C, ...).
+        inputs: an example of what the model is called with, batch first.
 
     Returns:
         The groups, those frozen that no rule knows how to prune. The others are still to be proven (`prune.prove`).
@@ -39,6 +40,7 @@ def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
     Raises:
         GraphError: the model could not be traced, or holds no coupled channels at all.
     """
+    inputs = as_inputs(inputs)
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
@@ -56,7 +58,7 @@ def find_groups(model: nn.Module, inputs: Tensor) -> Groups:
     return Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
 
 
-def _dependencies(model: nn.Module, inputs: Tensor) -> tuple[Any, list[Any]]:
+def _dependencies(model: nn.Module, inputs: Inputs) -> tuple[Any, list[Any]]:
     """torch-pruning's dependency graph and its groups."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,13 +66,14 @@ def _dependencies(model: nn.Module, inputs: Tensor) -> tuple[Any, list[Any]]:
 
         try:
             with torch.enable_grad():
-                graph = DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+                # Left to itself, torch-pruning may try two ways of calling the model, and report the second failure.
+                graph = DependencyGraph().build_dependency(model, inputs, lambda m, x: m(*x), verbose=False)
             return graph, list(_raw_groups(graph, model))
         except Exception as error:
             raise GraphError(
-                f"The channels of {type(model).__name__} could not be followed with an input of shape "
-                f"{tuple(inputs.shape)} ({type(error).__name__}: {error}). Check --input; a model that needs more than "
-                "one tensor, or code that autograd cannot trace, cannot be pruned."
+                f"The channels of {type(model).__name__} could not be followed with inputs of shape "
+                f"{shapes_of(inputs)} ({type(error).__name__}: {error}). Check --input; code that autograd cannot "
+                "trace cannot be pruned."
             ) from error
 
 

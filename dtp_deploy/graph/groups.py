@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dtp_deploy.modules import Inputs
+
 Role = Literal["writer", "through", "reader"]
 
 
@@ -70,11 +72,11 @@ class Groups:
 
     Attributes:
         all: the groups.
-        inputs: the example input that they were found with, shape (N, C, ...). MACs are counted for its shape.
+        inputs: the example inputs that they were found with, each batch first. MACs are counted for their shapes.
     """
 
     all: tuple[ChannelGroup, ...]
-    inputs: Tensor
+    inputs: Inputs
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

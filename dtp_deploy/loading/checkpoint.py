@@ -8,7 +8,6 @@ deep: the weights that were trained come before their moving average (EMA). `Che
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.errors import InputError
+from dtp_deploy.loading.archives import ZIP_MAGIC, is_safetensors, zip_records
 from dtp_deploy.loading.files import require_file
-from dtp_deploy.loading.pickles import ZIP_ERRORS, ZIP_MAGIC, unsafe_imports
+from dtp_deploy.loading.pickles import unsafe_imports
 from dtp_deploy.loading.wording import cause, listing
 
 WRAPPER_KEYS = (
@@ -72,8 +72,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        safe = path.suffix == ".safetensors" or is_safetensors(stream)
         stream.seek(0)
-        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path, stream)
+        content = _load_safetensors(path) if safe else _load_torch(path, stream)
+    return checkpoint_of(path, content, sha256)
+
+
+def checkpoint_of(path: Path, content: object, sha256: str) -> Checkpoint:
+    """The state_dict in what a file held: a dict of tensors, or one that wraps it under `WRAPPER_KEYS`.
+
+    Raises:
+        InputError: there is no state_dict in it.
+    """
     inner, keys = _unwrap(content)
     tensors = _check_state_dict(path, inner)
     state_dict = {name: tensors[own] for name, own in _short_names(tensors).items()}
@@ -137,7 +147,7 @@ def _load_torch(path: Path, stream: BinaryIO) -> object:
 def _why_not_loaded(stream: BinaryIO) -> str:
     """The rest of the sentence that begins with "Checkpoint PATH", for a file that `torch.load` refused."""
     start = stream.read(len(ZIP_MAGIC))
-    records = _zip_records(stream)
+    records = zip_records(stream)
     if records:
         if "constants.pkl" in records:
             return (
@@ -155,15 +165,6 @@ def _why_not_loaded(stream: BinaryIO) -> str:
     if start == ZIP_MAGIC or start[:1] == b"\x80":  # the latter begins a pickle of protocol 2 or later
         return "is truncated or damaged, or not written by torch.save. Copy it again, or save it again with torch.save."
     return f"is not a checkpoint: torch.save did not write it. {_SAVE_AGAIN}"
-
-
-def _zip_records(stream: BinaryIO) -> list[str]:
-    """The names in a zip archive, without its top folder; none where it is no archive or a damaged one."""
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            return [name.partition("/")[2] for name in archive.namelist()]
-    except ZIP_ERRORS:
-        return []
 
 
 def _unwrap(content: object) -> tuple[object, list[str]]:

@@ -1,40 +1,47 @@
-"""Labelled images to train and validate with: the embedded digits, or an ``.npz`` of the user's.
-
-An ``.npz`` holds `x_train`, `y_train`, `x_val` and `y_val`. x is (N, H, W) or (N, C, H, W), either uint8 (scaled by
-1/255) or floating point (taken as it is); y is (N,), a class index for each sample. Pickled objects in it are refused
-and never unpickled.
-"""
+"""Data to train and validate with, from what the user names: see `load_data` and docs/data.md."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.loading.arrays import checked, scaled
+from dtp_deploy.loading.batches import TrainBatches, check_batching
 from dtp_deploy.loading.files import require_file
-from dtp_deploy.loading.wording import cause
-
-MEMBERS = ("x_train", "y_train", "x_val", "y_val")
-"""The arrays that an ``.npz`` must hold."""
+from dtp_deploy.loading.folders import check_val_split, holds_pictures, open_folder
+from dtp_deploy.loading.idx import FASHION_CLASSES, FASHION_MNIST, holds_idx, read_idx_folder
+from dtp_deploy.loading.loaders import open_loaders
+from dtp_deploy.loading.npz import read_npz
+from dtp_deploy.loading.preprocessing import Preprocessing
+from dtp_deploy.loading.source import Batch, DataSource
+from dtp_deploy.loading.synthetic import SyntheticData
+from dtp_deploy.loading.wording import shape_text
 
 _DIGITS_SPLIT_SEED = 0  # part of what "digits" means: an accuracy on it is comparable between runs, whatever their seed
 _CHANNEL_COUNTS = (1, 3, 4)
-_LARGEST_CLASS = 999_999
-_WRITE_NPZ = "Write it with np.savez(path, x_train=..., y_train=..., x_val=..., y_val=...)."
+_ALLOWED = (
+    "Give a folder of pictures or of IDX files, an .npz file, pkg.module:factory, 'digits', 'fashion-mnist' or "
+    "'synthetic'."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with their classes, in memory.
+    """Images with their classes, in memory. It is a `DataSource`.
 
     Attributes:
         name: what it is called in the report: "digits", or the file's name.
         x_train, x_val: float32 [n, channels, height, width].
         y_train, y_val: int64 [n], class indices from 0.
+        class_names: in the order of the class indices; None where they have no names.
+        preprocessing: what a picture would need to become such an image; {} if that is not known.
+        notes: what a reader of the report should know.
     """
 
     name: str
@@ -42,6 +49,14 @@ class Dataset:
     y_train: npt.NDArray[np.int64]
     x_val: npt.NDArray[np.float32]
     y_val: npt.NDArray[np.int64]
+    class_names: tuple[str, ...] | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Always: an image without a class has no place here."""
+        return True
 
     @property
     def num_classes(self) -> int:
@@ -54,42 +69,90 @@ class Dataset:
         _, channels, height, width = self.x_train.shape
         return channels, height, width
 
+    @property
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of the only input."""
+        return (self.sample_shape,)
 
-def load_data(spec: str) -> Dataset:
-    """The data set that `spec` names: "digits", or the path of an ``.npz``.
+    @property
+    def validation_size(self) -> int:
+        """Number of validation images."""
+        return len(self.x_val)
 
-    "digits" is scikit-learn's (1,797 images of 1x8x8 in [0, 1], 10 classes); 20 % of each class are for validation,
-    always the same ones.
+    def train(self, batch_size: int, seed: int, augment: str = "none") -> TrainBatches:
+        """See `DataSource.train`."""
+        return TrainBatches(self.x_train, self.y_train, batch_size, seed, augment)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """See `DataSource.validation`."""
+        check_batching(batch_size)
+        for start in range(0, len(self.x_val), batch_size):
+            x, y = self.x_val[start : start + batch_size], self.y_val[start : start + batch_size]
+            yield (torch.from_numpy(x),), torch.from_numpy(y)
+
+
+def load_data(
+    spec: str | None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    input_shapes: Sequence[tuple[int, ...]] | None = None,
+    val_split: float | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> DataSource:
+    """The data that `spec` names.
+
+    * a folder of pictures: `folders.open_folder`; a folder of IDX files: `idx.read_idx_folder`;
+    * an ``.npz`` with `x_train`, `y_train`, `x_val` and `y_val`: x is (N, H, W) or (N, C, H, W), either uint8 (scaled
+      as `preprocessing` says, by default by 1/255) or floating point (taken as it is); y is (N,), class indices;
+    * ``pkg.module:factory``: `loaders.open_loaders`;
+    * "digits": scikit-learn's (1,797 images of 1x8x8 in [0, 1], 10 classes), 20 % of each class for validation, always
+      the same ones; "fashion-mnist": the files of the Debian package;
+    * "synthetic" or None: no data at all, `synthetic.SyntheticData`.
+
+    Args:
+        spec: one of the above.
+        preprocessing: what makes inputs of pictures and bytes; by default they are fitted to the input's shape,
+            0 to 1.
+        input_shapes: shape of each input of the model, batch first; needed where the data have no shape of their own.
+        val_split: share of a folder's pictures that is held out, where it is not split already; 0.2 unless given.
+        seed: of synthetic data.
+        workers: processes that decode pictures; 0 for none. The batches are the same for any number.
 
     Raises:
-        UsageError: the spec is neither.
-        InputError: the file cannot be read, or its arrays are not as described above.
+        UsageError: the spec is none of these, or an option does not apply to it.
+        InputError: the data cannot be read or used.
 
     >>> data = load_data("digits")
-    >>> data.x_train.shape, data.x_val.shape, data.num_classes
-    ((1437, 1, 8, 8), (360, 1, 8, 8), 10)
+    >>> data.sample_shapes, data.validation_size, data.num_classes
+    (((1, 8, 8),), 360, 10)
     """
+    if workers < 0:
+        raise UsageError(f"--workers {workers} is not allowed. Give 0 (decode in the main process) or more.")
+    if val_split is not None:
+        check_val_split(val_split)
+    path = None if spec is None else Path(spec)
+    if path is not None and spec not in _NAMED and path.is_dir() and not holds_idx(path):
+        fitted = _fitted(path, preprocessing, input_shapes)
+        return open_folder(path, fitted, val_split=val_split, workers=workers)
+    if val_split is not None:
+        raise UsageError(
+            f"--val-split does not apply to --data {spec or 'synthetic'}, which has its own validation part. "
+            "Leave it out; it is for folders of pictures."
+        )
+    if path is None or spec == "synthetic":
+        return SyntheticData(_needed(input_shapes), preprocessing, seed)
     if spec == "digits":
         return _digits()
-    path = Path(spec)
-    if path.suffix != ".npz":
-        raise UsageError(f"--data {spec!r} is not known. Give 'digits' or the path of an .npz file.")
-    require_file(path, "--data", "Give 'digits' or the path of an .npz file.")
-    arrays = _read_npz(path)
-    data = Dataset(
-        name=path.name,
-        x_train=_images(path, "x_train", arrays["x_train"]),
-        y_train=_labels(path, "y_train", arrays["y_train"]),
-        x_val=_images(path, "x_val", arrays["x_val"]),
-        y_val=_labels(path, "y_val", arrays["y_val"]),
-    )
-    _check_agreement(path, data)
-    if (arrays["x_train"].dtype == np.uint8) != (arrays["x_val"].dtype == np.uint8):
-        raise InputError(
-            f"--data {path}: x_train is {arrays['x_train'].dtype} and x_val is {arrays['x_val'].dtype}, so that only "
-            "one would be scaled by 1/255. Give both as uint8, or both as floating point."
-        )
-    return data
+    if spec == "fashion-mnist":
+        return _in_memory(_fashion_mnist(), preprocessing, name=spec, class_names=FASHION_CLASSES)
+    if path.is_dir() or path.suffix == ".npz":
+        return _in_memory(path, preprocessing, name=path.name)
+    if ":" in str(spec) and not path.exists():
+        return open_loaders(str(spec))
+    if path.exists():
+        raise UsageError(f"--data {spec} is a file that is not known as data. {_ALLOWED}")
+    raise UsageError(f"--data {spec!r} is not known, and there is no such file or folder. {_ALLOWED}")
 
 
 def parse_input_shape(text: str) -> tuple[int, ...]:
@@ -108,22 +171,35 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
-def check_shapes(dataset: Dataset, input_shape: tuple[int, ...]) -> None:
-    """Check that samples of the data set are what the model takes, whatever the batch size.
+def check_shapes(data: DataSource, *input_shapes: tuple[int, ...]) -> None:
+    """Check that samples of the data are what the model takes, whatever the batch size.
+
+    Args:
+        data: has one shape for each input of the model.
+        input_shapes: of each input, batch first.
 
     Raises:
         InputError: they differ.
     """
-    sample = dataset.sample_shape
-    if input_shape[1:] == sample:
-        return
-    hint = ""
-    if sample[2] in _CHANNEL_COUNTS and sample[0] > sample[2]:
-        hint = " If the channels come last in the data, save x.transpose(0, 3, 1, 2)."
-    raise InputError(
-        f"--input {_shape(input_shape)} does not fit --data {dataset.name}, whose samples are {_shape(sample)}. "
-        f"Give --input {_shape((input_shape[0], *sample))} or other data.{hint}"
-    )
+    samples = data.sample_shapes
+    if len(input_shapes) != len(samples):
+        raise InputError(
+            f"--data {data.name} gives {len(samples)} inputs a sample, and --input names {len(input_shapes)}. "
+            "Name one --input for each that the data give, in the same order."
+        )
+    for shape, sample in zip(input_shapes, samples, strict=True):
+        if shape[1:] == sample:
+            continue
+        hint = ""
+        if len(sample) == 3 and sample[2] in _CHANNEL_COUNTS and sample[0] > sample[2]:
+            hint = " If the channels come last in the data, save x.transpose(0, 3, 1, 2)."
+        raise InputError(
+            f"--input {shape_text(shape)} does not fit --data {data.name}, whose samples are {shape_text(sample)}. "
+            f"Give --input {shape_text((shape[0], *sample))} or other data.{hint}"
+        )
+
+
+_NAMED = ("synthetic", "digits", "fashion-mnist")
 
 
 def _digits() -> Dataset:
@@ -138,83 +214,54 @@ def _digits() -> Dataset:
     return Dataset("digits", x_train, y_train, x_val, y_val)
 
 
-def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with path.open("rb") as stream:  # opened here, because np.load leaves a file open that it cannot read
-        try:
-            archive = np.load(stream, allow_pickle=False)
-        except Exception as error:
-            raise InputError(f"--data {path} is truncated or no .npz file ({cause(error)}). {_WRITE_NPZ}") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"--data {path} holds a single array, not an .npz archive. {_WRITE_NPZ}")
-        with archive:
-            return {member: _read_member(path, archive, member) for member in MEMBERS}
-
-
-def _read_member(path: Path, archive: Mapping[str, npt.NDArray[Any]], member: str) -> npt.NDArray[Any]:
-    if member not in archive:
-        raise InputError(f"--data {path} has no array {member}; it needs {', '.join(MEMBERS)}. {_WRITE_NPZ}")
-    try:
-        return archive[member]
-    except Exception as error:
-        if "allow_pickle" in str(error):
-            raise InputError(
-                f"--data {path} is refused: {member} holds pickled objects, which need code to load; nothing was run. "
-                "Save it as an array of numbers."
-            ) from error
+def _fashion_mnist() -> Path:
+    if not FASHION_MNIST.is_dir():
         raise InputError(
-            f"--data {path}: {member} is truncated or damaged ({cause(error)}). Copy or save the file again."
-        ) from error
-
-
-def _images(path: Path, member: str, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """x as float32 [n, channels, height, width]."""
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise InputError(
-            f"--data {path}: {member} is {x.dtype}. Give uint8 (0 to 255, scaled by 1/255) or floating point."
+            f"--data fashion-mnist: {FASHION_MNIST} does not exist. Install the Debian package dataset-fashion-mnist, "
+            "or give a folder with its four IDX files."
         )
-    if x.ndim not in (3, 4):
-        raise InputError(
-            f"--data {path}: {member} has the shape {_shape(x.shape)}. "
-            "Give images as samples x height x width, or samples x channels x height x width."
-        )
-    if 0 in x.shape:
-        raise InputError(f"--data {path}: {member} is empty (shape {_shape(x.shape)}). Give at least one sample.")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused as such
-        images = x.astype(np.float32)
-    if not np.isfinite(images).all():
-        raise InputError(f"--data {path}: {member} holds NaN or infinite values. Replace or drop those samples.")
-    if x.dtype == np.uint8:
-        images /= 255
-    return images if x.ndim == 4 else images[:, np.newaxis]
+    return FASHION_MNIST
 
 
-def _labels(path: Path, member: str, y: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """y as int64 [n]."""
-    if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise InputError(
-            f"--data {path}: {member} is {y.dtype} of shape {_shape(y.shape)}. "
-            "Give one class index a sample: integers, one dimension."
-        )
-    outside = y[(y < 0) | (y > _LARGEST_CLASS)]
-    if outside.size:
-        raise InputError(
-            f"--data {path}: {member} holds the class {outside[0]}. Give class indices from 0 to {_LARGEST_CLASS}."
-        )
-    return y.astype(np.int64)
+def _in_memory(
+    path: Path, preprocessing: Preprocessing | None, *, name: str, class_names: tuple[str, ...] | None = None
+) -> Dataset:
+    """The data set in an ``.npz`` or a folder of IDX files."""
+    if path.is_dir() and path.suffix != ".npz":
+        raw = read_idx_folder(path)
+    else:
+        require_file(path, "--data", _ALLOWED)
+        raw = read_npz(path)
+    arrays, used, notes = scaled(path, checked(path, raw), preprocessing)
+    return Dataset(name, **arrays, class_names=class_names, preprocessing=used, notes=notes)
 
 
-def _check_agreement(path: Path, data: Dataset) -> None:
-    for part, x, y in (("train", data.x_train, data.y_train), ("val", data.x_val, data.y_val)):
-        if len(x) != len(y):
-            raise InputError(
-                f"--data {path}: x_{part} has {len(x)} samples and y_{part} has {len(y)}. Give one label for each."
+def _needed(input_shapes: Sequence[tuple[int, ...]] | None) -> Sequence[tuple[int, ...]]:
+    if input_shapes:
+        return input_shapes
+    raise UsageError("Synthetic data have no shape of their own. Give --input, the batch first: 1x3x224x224.")
+
+
+def _fitted(
+    path: Path, preprocessing: Preprocessing | None, input_shapes: Sequence[tuple[int, ...]] | None
+) -> Preprocessing:
+    """The preprocessing of pictures, with its size from the only input of the model where it sets none itself."""
+    if not holds_pictures(path):
+        raise InputError(f"--data {path} holds no pictures and no IDX files. {_ALLOWED}")
+    if not input_shapes:
+        if preprocessing is None or preprocessing.output_shape is None:
+            raise UsageError(
+                f"--data {path} holds pictures, and nothing says how large the model takes them. "
+                "Give --input 1x3x224x224, or --crop or --letterbox."
             )
-    if data.x_train.shape[1:] != data.x_val.shape[1:]:
+        return preprocessing
+    shape = input_shapes[0][1:]
+    if len(input_shapes) > 1 or len(shape) != 3 or shape[0] not in (1, 3):
+        text = " and ".join(shape_text(given) for given in input_shapes)
         raise InputError(
-            f"--data {path}: the samples of x_train are {_shape(data.x_train.shape[1:])} and those of x_val are "
-            f"{_shape(data.x_val.shape[1:])}. Give both in one shape."
+            f"--data {path} holds pictures, which make one input of 1 or 3 channels x height x width; --input is "
+            f"{text}. Give pkg.module:factory, whose loaders make such inputs."
         )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    channels, height, width = shape
+    chosen = preprocessing or Preprocessing(channels="grey" if channels == 1 else "rgb")
+    return chosen.sized(height, width)

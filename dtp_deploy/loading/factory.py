@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.loading.compatibility import with_torchvision
+from dtp_deploy.loading.hubs import build, is_hub_spec, parse_hub_spec
 from dtp_deploy.loading.wording import cause, listing
 
 
@@ -48,10 +50,14 @@ def import_object(spec: str, option: str) -> object:
 def make_model(spec: str) -> nn.Module:
     """Call the factory that ``pkg.module:name`` names, without arguments, and check that a model comes back.
 
+    ``timm:NAME`` and ``torchvision:NAME`` make a model of these packages (see `hubs`), without trained weights.
+
     Raises:
         UsageError: there is no such factory, or it is not callable.
         InputError: its module cannot be imported, it raises, or it returns no usable `nn.Module`.
     """
+    if is_hub_spec(spec):
+        return build(parse_hub_spec(spec))
     factory = import_object(spec, "--model")
     if isinstance(factory, nn.Module):
         raise UsageError(
@@ -64,7 +70,7 @@ def make_model(spec: str) -> nn.Module:
             "Give a class or function that returns a torch.nn.Module."
         )
     try:
-        model = factory()
+        model = with_torchvision(factory)
     except (Exception, SystemExit) as error:
         raise InputError(
             f"--model {spec} raised {cause(error)}. Correct it; it is called without arguments: "
@@ -73,17 +79,22 @@ def make_model(spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = "a class" if inspect.isclass(model) else f"a value of type {type(model).__name__}"
         raise InputError(f"--model {spec} returned {kind}. Let it return a torch.nn.Module.")
-    _check_materialised(spec, model)
+    check_materialised(f"--model {spec}", model)
     return model
 
 
-def _import_module(module_name: str, given: str) -> object:
+def make_cwd_importable() -> None:
+    """Let modules in the working directory be imported, for good: the user's code may import more when it is called."""
     directory = str(Path.cwd())
     if directory not in sys.path:
-        sys.path.insert(0, directory)  # for good: a factory may import more of the user's modules when it is called
+        sys.path.insert(0, directory)
     importlib.invalidate_caches()
+
+
+def _import_module(module_name: str, given: str) -> object:
+    make_cwd_importable()
     try:
-        return importlib.import_module(module_name)
+        return with_torchvision(lambda: importlib.import_module(module_name))
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and _leads_to(error.name, module_name):
             raise UsageError(
@@ -110,7 +121,15 @@ def _leads_to(missing: str | None, module_name: str) -> bool:
     return missing is not None and f"{module_name}.".startswith(f"{missing}.")
 
 
-def _check_materialised(spec: str, model: nn.Module) -> None:
+def check_materialised(what: str, model: nn.Module) -> None:
+    """Check that a model that the user's code made has values in its tensors.
+
+    Args:
+        what: what made it, as the message begins ("--model nets:small").
+
+    Raises:
+        InputError: a tensor is lazy or on the meta device.
+    """
     unset = [
         name
         for named in (model.named_parameters(), model.named_buffers())
@@ -119,6 +138,6 @@ def _check_materialised(spec: str, model: nn.Module) -> None:
     ]
     if unset:
         raise InputError(
-            f"--model {spec} returned a model whose tensors have no values yet (lazy or on the meta device): "
+            f"{what} returned a model whose tensors have no values yet (lazy or on the meta device): "
             f"{listing(unset)}. Let it run the model once on an example, or build it on the CPU."
         )

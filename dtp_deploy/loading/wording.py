@@ -23,3 +23,12 @@ def listing(names: Sequence[str], shown: int = 3) -> str:
     """
     hidden = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as users type it.
+
+    >>> shape_text((1, 3, 32, 32)), shape_text(())
+    ('1x3x32x32', 'scalar')
+    """
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,15 +1,21 @@
 """The state of the machine around a measurement: what a reader needs to judge a latency.
 
-What the system does not show is None. There is no host name, user name or path among it.
+What the system does not show is None. There is no host name, user name or path among it. This file also runs on
+boards: standard library only, Python 3.8 or newer.
 """
+
+from __future__ import annotations
 
 import os
 import platform
 import resource
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Dict
 
-State = dict[str, object]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+State = Dict[str, object]
 
 _ROOT = Path("/")
 

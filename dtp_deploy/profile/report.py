@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dtp_deploy.errors import UsageError
+from dtp_deploy.profile.settings import LEAST_BLOCKS
 
 DRIFT_LIMIT = 0.05
 SPREAD_LIMIT = 0.10
 STALL_LIMIT = 0.10
-LEAST_BLOCKS = 4
 
 _MAD_TO_STD = 1.4826  # the standard deviation of a normal distribution, in median absolute deviations
 _RESAMPLES = 2000

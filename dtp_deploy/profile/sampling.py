@@ -1,18 +1,23 @@
 """Taking samples: warm-up, how many, and in which order. Works on callables, so that tests can give it a false clock.
 
-Every time is an integer of nanoseconds from a monotonic clock.
+Every time is an integer of nanoseconds from a monotonic clock. This file also runs on boards: standard library only,
+Python 3.8 or newer.
 """
+
+from __future__ import annotations
 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING, Callable
 
-from dtp_deploy.profile.report import LEAST_BLOCKS
-from dtp_deploy.profile.settings import MeasureSettings
+from dtp_deploy.profile.settings import LEAST_BLOCKS, MeasureSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 Run = Callable[[int], object]
 """Runs a model once; the argument counts the runs, and so picks the input."""

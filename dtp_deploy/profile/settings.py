@@ -1,8 +1,11 @@
-"""How long and how carefully to measure."""
+"""How long and how carefully to measure. This file also runs on boards: standard library only, Python 3.8 or newer."""
 
 from dataclasses import dataclass
 
 from dtp_deploy.errors import UsageError
+
+LEAST_BLOCKS = 4
+"""The blocks that it takes to tell whether a measurement was stable."""
 
 
 @dataclass(frozen=True)

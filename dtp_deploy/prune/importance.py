@@ -14,7 +14,10 @@ ScoreStart = Literal["l2", "uniform"]
 
 
 def initial_scores(model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2") -> tuple[Tensor, ...]:
-    """One score a unit for every group, each of shape [units,], float64, of mean 0; ties are broken by index.
+    """One score a unit for every group, each of shape [units,], float64, of mean 0 to within 1e-4.
+
+    No two are equal: units with equal scores would share the mass for ever. The lower index counts more, relative to the
+    size of its group, so that among equal units every layer keeps the same share.
 
     Raises:
         UsageError: `start` is not known.
@@ -26,7 +29,10 @@ def initial_scores(model: nn.Module, groups: Sequence[ChannelGroup], start: Scor
     if start not in strategies:
         raise UsageError(f"Initial scores {start!r} are unknown. Give one of {', '.join(get_args(ScoreStart))}.")
     scores = strategies[start](model, groups)
-    return tuple(score - 1e-6 * torch.arange(len(score)).to(score) / len(score) for score in scores)
+    places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
+    ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
+    penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
+    return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
 
 
 def unit_norms(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -51,7 +57,8 @@ def _l2(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
     # Divided by its group's mean, so that no layer wins by the scale of its weights; then brought to unit spread.
     relative = [norms / norms.mean().clamp_min(1e-30) - 1 for norms in (unit_norms(model, group) for group in groups)]
     spread = torch.cat(relative).std(correction=0)
-    return [score / spread.clamp_min(1e-12) for score in relative]
+    # Below 1e-6 the norms are equal but for rounding, which must not be blown up.
+    return [score / spread.clamp_min(1e-6) for score in relative]
 
 
 def _uniform(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_co
 from dtp_deploy.errors import BudgetError, TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
 from dtp_deploy.graph.groups import index_tensor
+from dtp_deploy.modules import device_of
 from dtp_deploy.prune.choice import (
     WidthLevels,
     allowed_widths,
@@ -39,6 +41,7 @@ from dtp_deploy.prune.choice import (
 from dtp_deploy.prune.importance import initial_scores
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
+from dtp_deploy.ranks import mean_over_ranks
 from dtp_deploy.transport import (
     Floors,
     TransportProblem,
@@ -153,7 +156,7 @@ class ChannelMasks:
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
         self.floors = floor_units(prunable, self.cost, self.limit, self.settings.floor_share, self.settings.floor_units)
-        device = next(model.parameters()).device
+        device = device_of(model)
         self._group_of_unit = torch.cat(
             [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
         )
@@ -164,7 +167,7 @@ class ChannelMasks:
         self._step = 0
         self._epsilon = 1.0
         self._padded = torch.ones(len(self.scores) + 1, device=device, requires_grad=True)
-        self._threshold = 0.0
+        self._threshold = self._start = 0.0
         self.result = self._solve()
         self._parametrised = _put_on(model, prunable, self._padded)
         self._write()
@@ -183,7 +186,8 @@ class ChannelMasks:
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
 
-        Call it after the optimiser's step. Gradients of several backward passes add up, as they do in an optimiser.
+        Call it after the optimiser's step. Where several processes train together, the mean of their gradients counts,
+        so that all of them keep the same masks. Gradients of several backward passes add up, as they do in an optimiser.
         After `steps` calls the masks are hard and stay as they are.
 
         Raises:
@@ -193,7 +197,7 @@ class ChannelMasks:
             return
         gradient = self._padded.grad
         if gradient is not None:
-            self._learn(gradient[:-1].to(self.scores))
+            self._learn(mean_over_ranks(gradient[:-1]).to(self.scores))
             self._padded.grad = None
         self._step += 1
         self.result = self._solve()
@@ -216,37 +220,41 @@ class ChannelMasks:
                 self.scores.sub_(self._velocity, alpha=self.settings.rate_at(self.progress))
 
     def _solve(self) -> TransportResult:
-        settings, progress = self.settings, self.progress
-        budget = settings.budget_at(progress, self.limit, self.dense_cost)
-        ratio_now = uniform_ratio(self.cost, self._units, budget)
-        if self.budget.scope == "per-layer":
-            # Every group at its floor is the same ratio in every layer; no budget is left to share.
-            floors, budget_left = self._units * ratio_now, 0.0
-        else:
-            floors, budget_left = torch.tensor(self.floors, dtype=torch.float64), budget
-        problem = TransportProblem(
-            scores=self.scores,
-            epsilon=self._epsilon,
-            cost=self._unit_cost,
-            budget=budget_left,
-            floors=Floors(self._group_of_unit, floors),
-        )
-        wanted = settings.softness_at(progress, self.ratio, ratio_now)
+        """The next step's epsilon, and its transport."""
+        problem = self._problem(self._epsilon)
+        wanted = self.settings.softness_at(self.progress, self.ratio, self._ratio_now())
         epsilon = self._epsilon_for(problem, wanted)
-        start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
-        problem = TransportProblem(self.scores, epsilon, problem.cost, budget_left, problem.floors)
+        self._start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
+        result = self._transport(epsilon, self._start)
         self._epsilon = epsilon
-        if settings.solver == "sinkhorn-1" and self.budget.scope == "global":
-            # One iteration moves little: a potential from far outside of the scores would never come back.
-            logits = problem.logits()
-            result = sinkhorn_step(problem, min(max(start, float(logits.min()) - 9), float(logits.max()) + 9))
-        else:
-            result = solve_exact(problem, start if math.isfinite(start) else None)
         self._threshold = result.threshold if math.isfinite(result.threshold) else 0.0
         return result
 
+    def _ratio_now(self) -> float:
+        """The uniform mask that meets the budget of this step."""
+        return uniform_ratio(self.cost, self._units, self._budget_now())
+
+    def _budget_now(self) -> float:
+        return self.settings.budget_at(self.progress, self.limit, self.dense_cost)
+
+    def _problem(self, epsilon: float) -> TransportProblem:
+        if self.budget.scope == "per-layer":
+            # Every group at its floor is the same ratio in every layer; no budget is left to share.
+            floors, budget = self._units * self._ratio_now(), 0.0
+        else:
+            floors, budget = torch.tensor(self.floors, dtype=torch.float64), self._budget_now()
+        return TransportProblem(self.scores, epsilon, self._unit_cost, budget, Floors(self._group_of_unit, floors))
+
+    def _transport(self, epsilon: float, start: float) -> TransportResult:
+        problem = self._problem(epsilon)
+        if self.settings.solver == "sinkhorn-1" and self.budget.scope == "global":
+            # One iteration moves little: a potential from far outside of the scores would never come back.
+            logits = problem.logits()
+            return sinkhorn_step(problem, min(max(start, float(logits.min()) - 9), float(logits.max()) + 9))
+        return solve_exact(problem, start)
+
     def _epsilon_for(self, problem: TransportProblem, wanted: float) -> float:
-        """The epsilon that gives the wanted softness: followed from step to step, and searched where that is not enough.
+        """The epsilon that gives the wanted softness: followed from step to step, searched where that is not enough.
 
         Masks that are half decided have a softness in proportion to epsilon, so the last step says what this one needs.
         Exact softness matters at the end, where masks must be hard, and not on the way.
@@ -260,6 +268,30 @@ class ChannelMasks:
     def _write(self) -> None:
         with torch.no_grad():
             self._padded[:-1] = self.result.masks.to(self._padded)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `step` changes, in plain values and tensors; weights are the model's own."""
+        return {
+            "step": self._step,
+            "scores": self.scores.detach().clone(),
+            "velocity": self._velocity.clone(),
+            "mean_square": self._mean_square,
+            "epsilon": self._epsilon,
+            "threshold": self._threshold,
+            "start": self._start,
+            "masks": self._padded.detach().cpu().clone(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go to where masks of the same model, groups, budget and steps were; what follows is the same bit for bit."""
+        self._step = state["step"]
+        self._mean_square, self._epsilon = state["mean_square"], state["epsilon"]
+        self._threshold, self._start = state["threshold"], state["start"]
+        self._velocity.copy_(state["velocity"])
+        with torch.no_grad():
+            self.scores.copy_(state["scores"])
+            self._padded.copy_(state["masks"])
+        self.result = self._transport(self._epsilon, self._start)
 
     def group_scores(self) -> tuple[Tensor, ...]:
         """The scores by group, each [units,]."""
@@ -317,13 +349,22 @@ class ChannelMasks:
 
     def detach(self) -> None:
         """Take the masks off and leave the weights as the masks make them now."""
-        for module, leaf in self._parametrised:
+        for module, leaf, order in self._parametrised:
             parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+            for name in order:  # the parameter came back as the last one: give all of them their old places
+                parameter = module._parameters.pop(name)
+                module.register_parameter(name, parameter)
         self._parametrised = []
 
 
-def _put_on(model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor) -> list[tuple[nn.Module, str]]:
-    """Parametrise every reader's weight; one that reads several groups gets one mask for all of them."""
+def _put_on(
+    model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor
+) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
+    """Parametrise every reader's weight; one that reads several groups gets one mask for all of them.
+
+    Returns:
+        Each module, the name of its weight, and the names of its parameters in order.
+    """
     last = len(padded) - 1
     positions: dict[tuple[str, int], Tensor] = {}
     offset = 0
@@ -341,7 +382,8 @@ def _put_on(model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor) ->
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         ndim = getattr(module, leaf).ndim
+        order = tuple(module._parameters)
         mask = _ReaderMask(padded, where.to(padded.device), dim, ndim)
         parametrize.register_parametrization(module, leaf, mask, unsafe=True)
-        done.append((module, leaf))
+        done.append((module, leaf, order))
     return done

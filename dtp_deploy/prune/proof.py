@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import ChannelGroup, Groups, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
-from dtp_deploy.modules import flatten_outputs
+from dtp_deploy.modules import Inputs, flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune.plan import fingerprint_of, make_plan
 from dtp_deploy.prune.surgery import remove_channels
@@ -107,12 +107,12 @@ def _one_after_the_other(trial: _Trial, proven: list[ChannelGroup]) -> list[Chan
 class _Trial:
     """A perturbed copy of the model, on which removals are tried."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
         self.model = perturbed(model, generator)
         self.fingerprint = fingerprint_of(model)
-        self.device, self.shape = inputs.device, inputs.shape
+        self.given = inputs
         self.dtype = torch.float64
         try:
             self.model.to(self.dtype)
@@ -148,8 +148,13 @@ class _Trial:
         return None
 
     def _draw_inputs(self) -> None:
-        self.inputs = torch.randn(self.shape, generator=self.generator).to(self.device, self.dtype)
+        self.inputs = tuple(self._drawn(tensor) for tensor in self.given)
         self.dense = outputs_of(self.model, self.inputs)
+
+    def _drawn(self, like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return like  # indices and flags mean something: they stay as given
+        return torch.randn(like.shape, generator=self.generator).to(like.device, self.dtype)
 
     def _some_units(self, group: ChannelGroup) -> list[int]:
         removed = min(max(1, round(_SHARE * group.units)), group.units - 1)
@@ -176,10 +181,10 @@ def perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return copied
 
 
-def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors that the model returns, in the order of its containers (dicts by their own order)."""
     with torch.no_grad():
-        return flatten_outputs(model(inputs))
+        return flatten_outputs(model(*inputs))
 
 
 def relative_difference(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:

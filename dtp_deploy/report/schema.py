@@ -128,6 +128,7 @@ class StageEntry(_Part):
 
     name: str = Field(description="the stage")
     seconds: NotNegative = Field(description="how long it took")
+    peak_memory_bytes: Count | None = Field(None, description="largest resident memory of the process meanwhile")
 
 
 class StageAccuracyEntry(_Part):
@@ -159,6 +160,7 @@ class Report(_Part):
     onnx_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the delivered `model.onnx`")
     target: TargetEntry = Field(description="what ran the model")
     budget: BudgetEntry = Field(description="the limit, and what was reached")
+    further_budgets: tuple[BudgetEntry, ...] = Field((), description="the other limits, where several were given")
     dense: ModelEntry = Field(description="the model as it came")
     pruned: ModelEntry = Field(description="the model as it is delivered")
     latency_ratio: LatencyRatioEntry | None = Field(description="pruned over dense; null if not measured")
@@ -167,6 +169,7 @@ class Report(_Part):
     parity: tuple[ParityEntry, ...] = Field(description="every comparison made")
     passes: tuple[PassEntry, ...] = Field(description="passes over the exported graph")
     stages: tuple[StageEntry, ...] = Field(description="the time of each stage")
+    resumed_from_step: Count | None = Field(None, description="the training step that a cut-off run went on from")
     settings: dict[str, JsonValue] = Field(description="solver and every hyper-parameter")
     environment: dict[str, JsonValue] = Field(description="versions and hardware; no host name, no home folder")
     notes: tuple[str, ...] = Field(description="what a reader should know besides")

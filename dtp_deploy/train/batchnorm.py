@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from dtp_deploy.modules import Inputs, device_of
 
 
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Replace running means and variances by their averages over the batches; everything else stays in eval mode.
 
     Args:
         model: changed in place; one without BatchNorm is left as it is.
-        batches: inputs, each (n, C, ...) with n > 1.
+        batches: inputs, each batch first with more than one sample.
     """
     norms = [
         module
@@ -27,8 +29,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.momentum = None  # a plain average
         norm.train()
     with torch.no_grad():
-        for x in batches:
-            model(x)
+        for inputs in batches:
+            model(*(tensor.to(device_of(model)) for tensor in inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from dtp_deploy.errors import InputError, TrainingError
-from dtp_deploy.loading.batches import TrainBatches
-from dtp_deploy.modules import evaluating
+from dtp_deploy.loading.source import Batch, DataSource, TrainStream
+from dtp_deploy.modules import Inputs, device_of, evaluating, shapes_of
 from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.ranks import world_size
+from dtp_deploy.task import Task
 from dtp_deploy.train.settings import Settings
 
 
@@ -19,21 +22,32 @@ class Trainer:
     """Trains a model, and then the smaller model that it becomes, along one learning rate schedule.
 
     Args:
-        batches: of the training data; gone through `settings.epochs` times in all.
+        stream: of the training data; gone through `settings.epochs` times in all.
+        task: has the loss.
         settings: hyper-parameters.
         teacher: the dense model, in eval mode, or None for no distillation.
 
     Attributes:
         total_steps: steps of the whole run.
         step: steps done so far.
+
+    Raises:
+        InputError: there is nothing to learn from, neither labels nor a teacher.
     """
 
-    def __init__(self, batches: TrainBatches, settings: Settings, teacher: nn.Module | None) -> None:
-        self.batches, self.settings = batches, settings
+    def __init__(self, stream: TrainStream, task: Task, settings: Settings, teacher: nn.Module | None) -> None:
+        self.stream, self.task, self.settings = stream, task, settings
         self.teacher = teacher if settings.distill else None
-        self.total_steps = settings.epochs * len(batches)
+        if self.teacher is None and task.loss is None:
+            raise InputError(
+                "There is nothing to learn from: the data have no labels, and distillation is off. Give labelled data, "
+                "or leave --no-distill out."
+            )
+        self.total_steps = settings.epochs * len(stream)
         self.step = 0
-        self._stream = self._endless()
+        self._batches = self._endless()
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_state: dict[str, Any] | None = None
 
     @property
     def mask_steps(self) -> int:
@@ -43,24 +57,24 @@ class Trainer:
     def run(
         self,
         model: nn.Module,
-        steps: int,
+        until: int,
         after_step: Callable[[], None] = lambda: None,
         *,
         name: str = "training",
         progress: Progress = SILENT,
     ) -> None:
-        """Train for `steps` steps with a fresh optimiser, and leave the model in eval mode.
+        """Train up to step `until` with a fresh optimiser, and leave the model in eval mode.
 
         Args:
             model: changed in place.
-            steps: how many.
-            after_step: called after every step of the optimiser.
+            until: the step of the whole run to stop at.
+            after_step: called after every step.
             name: of the stage.
             progress: told of every step.
 
         Raises:
             TrainingError: the loss is not finite.
-            InputError: the model's outputs are no class scores for the labels.
+            InputError: the loss cannot be computed from the model's outputs and the targets.
         """
         settings = self.settings
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -71,14 +85,19 @@ class Trainer:
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
-        device = parameters[0].device
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+        self._optimizer = optimizer
+        device = device_of(model)
+        forward = DistributedDataParallel(model) if world_size() > 1 else model
         model.train()
-        with progress.task(name, total=steps) as advance:
-            for _ in range(steps):
-                x, y = next(self._stream)
+        with progress.task(name, total=until - self.step) as advance:
+            while self.step < until:
+                inputs, targets = next(self._batches)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate_at(self.step / self.total_steps)
-                loss = self._loss(model, x.to(device), y.to(device))
+                loss = self._loss(forward, tuple(tensor.to(device) for tensor in inputs), _moved(targets, device))
                 if not bool(torch.isfinite(loss)):
                     raise TrainingError(
                         f"The loss is {loss.item()} at step {self.step} of {self.total_steps}: training broke down. "
@@ -88,61 +107,91 @@ class Trainer:
                 nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                after_step()
                 self.step += 1
+                after_step()
                 advance()
+        self._optimizer = None
         model.eval()
 
-    def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        logits = model(x)
-        loss = functional.cross_entropy(logits, y)
+    def state(self) -> dict[str, Any]:
+        """Where the run is, in plain values and tensors: the step, the data, the optimiser of the present phase."""
+        return {
+            "step": self.step,
+            "stream": self.stream.state(),
+            "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
+            "torch_generator": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go to where a trainer of the same data and settings was; the next `run` goes on with its optimiser."""
+        self.step = state["step"]
+        self.stream.load_state(state["stream"])
+        self._batches = self._endless()
+        self._optimizer_state = state["optimizer"]
+        torch.set_rng_state(state["torch_generator"])
+
+    def _loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:  # noqa: ANN401 - the user's own
+        outputs = model(*inputs)
+        loss = None
+        if self.task.loss is not None:
+            try:
+                loss = self.task.loss(outputs, targets)
+            except Exception as error:
+                raise InputError(
+                    f"The loss of '{self.task.name}' could not be computed ({type(error).__name__}: {error}). "
+                    "Check that --loss fits the model's outputs and the targets of --data."
+                ) from error
         if self.teacher is None:
+            assert loss is not None
             return loss
         with torch.no_grad():
-            wanted = self.teacher(x)
-        heat, weight = self.settings.temperature, self.settings.distill_weight
-        distance = functional.kl_div(
-            functional.log_softmax(logits / heat, 1),
-            functional.log_softmax(wanted / heat, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        # The gradients of soft targets shrink with the square of the temperature; the factor gives it back.
-        return (1 - weight) * loss + weight * heat**2 * distance
+            wanted = self.teacher(*inputs)
+        distance = self.task.distance(outputs, wanted, self.settings.temperature)
+        weight = self.settings.distill_weight
+        return distance if loss is None else (1 - weight) * loss + weight * distance
 
-    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _endless(self) -> Iterator[Batch]:
         while True:
-            yield from self.batches
+            yield from self.stream
 
 
-def check_classifier(model: nn.Module, inputs: Tensor, classes: int) -> None:
-    """Raise unless the model gives one score a class.
+def _moved(targets: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the user's loader gives
+    """Targets on the device, where they are tensors or plain containers of tensors."""
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    if isinstance(targets, tuple | list):
+        return type(targets)(_moved(item, device) for item in targets)
+    if isinstance(targets, dict):
+        return {key: _moved(item, device) for key, item in targets.items()}
+    return targets
 
-    Args:
-        model: to be tried in eval mode.
-        inputs: an example input, shape (N, C, ...).
-        classes: number of classes in the data.
+
+def check_model(model: nn.Module, inputs: Inputs, data: DataSource, task: Task) -> None:
+    """Raise unless the model runs on the inputs and, for a classification, gives one score a class.
 
     Raises:
-        InputError: the model raises, or returns something else than a tensor of shape (N, at least `classes`).
+        InputError: the model raises, or its output does not fit the task.
     """
     try:
         with evaluating(model), torch.no_grad():
-            output = model(inputs)
+            output = model(*inputs)
     except Exception as error:
+        message = str(error).strip().splitlines()
         raise InputError(
-            f"{type(model).__name__} does not run on an input of shape {tuple(inputs.shape)} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}). "
-            "Check --input and --data against the shape that the model was trained with."
+            f"{type(model).__name__} does not run on inputs of shape {shapes_of(inputs)} ({type(error).__name__}: "
+            f"{message[0] if message else 'no message'}). Check --input and --data against the shape that the model "
+            "was trained with."
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not task.classes:
+        return
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs[0]):
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
-            f"{type(model).__name__} returns {shape} for an input of shape {tuple(inputs.shape)}. Training with "
-            "cross-entropy needs one tensor of shape (batch, classes)."
+            f"{type(model).__name__} returns {given} for inputs of shape {shapes_of(inputs)}. Training with "
+            "cross-entropy needs one tensor of shape (batch, classes). Give --loss and --metric of your own."
         )
-    if output.shape[1] < classes:
+    if data.num_classes is not None and output.shape[1] < data.num_classes:
         raise InputError(
-            f"{type(model).__name__} gives {output.shape[1]} class scores, but the labels go up to {classes - 1}. "
-            "Give the data that the model was trained for."
+            f"{type(model).__name__} gives {output.shape[1]} class scores, but the labels go up to "
+            f"{data.num_classes - 1}. Give the data that the model was trained for."
         )

@@ -24,6 +24,8 @@ from dtp_deploy.transport.result import TransportResult
 
 _MAX_ITERATIONS = 200
 _TOLERANCE = 1e-13
+_STEPS = 2
+"""A root is found when it is this many neighbouring numbers away at most."""
 _ONE, _ZERO = 45.0, -745.0
 """From here on sigmoid is 1, and up to here next to the smallest positive number, in float64."""
 
@@ -71,7 +73,7 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
         t, excess, iterations = _decreasing_root(evaluate, low, high, start, tolerance)
         if abs(excess) > tolerance:
             # Neighbouring numbers near t are too far apart. Seen from t, the logits that matter are small and exact.
-            origin, step = t, 2 * math.ulp(t)
+            origin, step = t, 2 * _STEPS * math.ulp(t)
             x, ceiling, floor_thresholds = x - origin, ceiling - origin, floor_thresholds - origin
             t, _, more = _decreasing_root(evaluate, -step, step, 0.0, tolerance)
             iterations += more
@@ -94,24 +96,32 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
 def group_thresholds(x: Tensor, floors: Floors) -> Tensor:
     """t_g with sum of sigmoid(x_i - t_g) over group g equal to its floor, shape [G,]; +inf for 0, -inf for all units.
 
-    All groups at once: bisection on brackets that are tight from the start, for sigmoid(x_min - t) and
-    sigmoid(x_max - t) bound the mean mask.
+    All groups at once, with the safeguarded Newton steps of `_decreasing_root`. The brackets are tight from the start,
+    for sigmoid(x_min - t) and sigmoid(x_max - t) bound the mean mask.
     """
     sizes, group, mass = floors.sizes(), floors.group, floors.mass
+    zeros = torch.zeros_like(mass)
     share = torch.logit((mass / sizes).clamp(0, 1))
     inside = share.isfinite() & (sizes > 0)
     minimum = torch.full_like(mass, math.inf).scatter_reduce(0, group, x, "amin")
     maximum = torch.full_like(mass, -math.inf).scatter_reduce(0, group, x, "amax")
     low = torch.where(inside, minimum - share, 0.0)
     high = torch.where(inside, maximum - share, 0.0)
+    t = (low + high) / 2
+    previous = torch.full_like(mass, math.inf)
     for _ in range(_MAX_ITERATIONS):
+        masks = torch.sigmoid(x - t[group])
+        excess = zeros.index_add(0, group, masks) - mass
+        low, high = torch.where(excess >= 0, t, low), torch.where(excess >= 0, high, t)
         middle = (low + high) / 2
-        if bool(((middle <= low) | (middle >= high)).all()):
+        done = ~inside | (excess.abs() <= _TOLERANCE * mass) | (middle <= low) | (middle >= high)
+        if bool(done.all()):
             break
-        kept = torch.zeros_like(mass).index_add(0, group, torch.sigmoid(x - middle[group]))
-        above = kept >= mass
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return torch.where(inside, low, torch.where(mass > 0, -math.inf, math.inf))
+        newton = t + excess / zeros.index_add(0, group, masks * (1 - masks))
+        good = (low < newton) & (newton < high) & (excess.abs() < 0.5 * previous)
+        previous = excess.abs()
+        t = torch.where(done, t, torch.where(good, newton, middle))
+    return torch.where(inside, t, torch.where(mass > 0, -math.inf, math.inf))
 
 
 def _decreasing_root(
@@ -133,6 +143,8 @@ def _decreasing_root(
             low = t
         else:
             high = t
+        if abs(value) <= _STEPS * math.ulp(t) * slope:
+            return t, value, iteration  # no number near t does better
         newton = t + value / slope if slope > 0 else math.nan
         good = low < newton < high and abs(value) < 0.5 * previous
         previous = abs(value)

@@ -17,7 +17,7 @@ class TransportResult:
             floors.
         cost: Cost(masks).
         marginal_error: how far the cost is from the one wanted, see `TransportProblem.relative_error`.
-        iterations: evaluations of the cost; 1 for `sinkhorn_step`.
+        iterations: evaluations of the cost until the threshold was found; 1 for `sinkhorn_step`.
     """
 
     masks: Tensor

@@ -1,8 +1,6 @@
 """This machine's CPU through ONNX Runtime: the target that is always there."""
 
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,15 +22,12 @@ from dtp_deploy.target import (
     TensorSpec,
     random_inputs,
 )
+from dtp_deploy_targets.runner.onnx_backend import SPINNING, executed_precision, load_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_FATAL_ONLY = 4  # errors reach us as exceptions; the runtime's own log would only repeat them
-_SPINNING = "session.intra_op.allow_spinning"
 _DTYPES = {"float": "float32", "double": "float64"}
-_PRECISIONS = {"float": "fp32", "double": "fp64", "float16": "fp16", "bfloat16": "bf16"}
-_COMPUTE = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU")
 
 
 class CpuTarget(Target):
@@ -78,7 +73,7 @@ class CpuEngine(Engine):
     def __init__(self, model_path: Path, threads: int) -> None:
         super().__init__(model_path)
         self._threads = threads
-        self._runtime = _load(model_path, threads)
+        self._runtime = load_session(model_path, threads)
         self._inputs = tuple(_static_spec(value) for value in self._runtime.get_inputs())
         self._outputs = self._output_specs()
         self._info: EngineInfo | None = None
@@ -112,14 +107,14 @@ class CpuEngine(Engine):
             "inter_op_num_threads": session_options.inter_op_num_threads,
             "execution_mode": session_options.execution_mode.name,
             "graph_optimization_level": session_options.graph_optimization_level.name,
-            _SPINNING: session_options.get_session_config_entry(_SPINNING),
+            SPINNING: session_options.get_session_config_entry(SPINNING),
         }
         return EngineInfo(
             runtime="onnxruntime",
             runtime_version=onnxruntime.__version__,
             device=cpu_model(),
             threads=session_options.intra_op_num_threads,
-            precision=_executed_precision(self.model_path, self._threads, random_inputs(self._inputs, 1)[0]),
+            precision=executed_precision(self.model_path, self._threads, random_inputs(self._inputs, 1)[0]),
             options=options,
         )
 
@@ -136,23 +131,6 @@ class CpuSession(Session):
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         return dict(zip(self._names, self._runtime.run(self._names, inputs), strict=True))
-
-
-def _load(model_path: Path, threads: int, profile_prefix: Path | None = None) -> "onnxruntime.InferenceSession":
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry(_SPINNING, "0")
-    if profile_prefix is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile_prefix)
-    return onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
 
 
 def _is_static(shape: Iterable[object]) -> bool:
@@ -179,26 +157,3 @@ def _static_spec(value: "onnxruntime.NodeArg") -> TensorSpec:
             "Export the model with float32 or integer inputs and outputs."
         ) from None
     return TensorSpec(value.name, tuple(shape), dtype)
-
-
-def _executed_precision(model_path: Path, threads: int, inputs: Arrays) -> str:
-    """The precision of the kernels that ran: the runtime computes a float16 graph in float32, and says so only here."""
-    with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
-        runtime = _load(model_path, threads, Path(folder) / "profile")
-        runtime.run(None, inputs)
-        events = json.loads(Path(runtime.end_profiling()).read_text())
-    nodes = [event["args"] for event in events if event.get("cat") == "Node" and event["args"].get("input_type_shape")]
-    compute = [node for node in nodes if any(kind in node["op_name"] for kind in _COMPUTE)] or nodes
-    found = {_node_precision([next(iter(entry)) for entry in node["input_type_shape"]]) for node in compute}
-    return "+".join(sorted(found)) or "none"
-
-
-def _node_precision(input_types: Sequence[str]) -> str:
-    """The precision of one kernel by its inputs' types.
-
-    >>> _node_precision(["float", "float"]), _node_precision(["uint8", "float", "uint8", "int8"])
-    ('fp32', 'int8')
-    """
-    if any(name in {"int8", "uint8"} for name in input_types):
-        return "int8"
-    return _PRECISIONS.get(input_types[0], input_types[0])

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ from hypothesis import strategies as st
 
 from dtp_deploy.errors import DtpError, InputError, UsageError
 from dtp_deploy.loading.data import Dataset, check_shapes, load_data, parse_input_shape
+from dtp_deploy.loading.preprocessing import Preprocessing
 
 WRITE_NPZ = "Write it with np.savez(path, x_train=..., y_train=..., x_val=..., y_val=...)."
+ALLOWED = (
+    "Give a folder of pictures or of IDX files, an .npz file, pkg.module:factory, 'digits', 'fashion-mnist' or "
+    "'synthetic'."
+)
 
 
 class Malicious:
@@ -39,6 +45,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "photos.npz"
 
 
+def in_memory(spec: str, **options: Any) -> Dataset:
+    data = load_data(spec, **options)
+    assert isinstance(data, Dataset)
+    return data
+
+
 def assert_refused(path: Path, message: str, kind: type[DtpError] = InputError) -> None:
     with pytest.raises(kind) as caught:
         load_data(str(path))
@@ -46,7 +58,7 @@ def assert_refused(path: Path, message: str, kind: type[DtpError] = InputError) 
 
 
 def test_digits_are_split_the_same_way_every_time() -> None:
-    first, second = load_data("digits"), load_data("digits")
+    first, second = in_memory("digits"), in_memory("digits")
     assert first.name == "digits"
     assert first.sample_shape == (1, 8, 8)
     assert first.num_classes == 10
@@ -60,7 +72,7 @@ def test_digits_are_split_the_same_way_every_time() -> None:
 
 
 def test_no_digit_is_in_both_parts() -> None:
-    data = load_data("digits")
+    data = in_memory("digits")
     train = {image.tobytes() for image in data.x_train}
     assert not any(image.tobytes() in train for image in data.x_val)
 
@@ -68,7 +80,7 @@ def test_no_digit_is_in_both_parts() -> None:
 def test_npz_of_bytes_is_scaled(path: Path) -> None:
     given = arrays()
     np.savez_compressed(path, **given, comment=np.arange(3))
-    data = load_data(str(path))
+    data = in_memory(str(path))
     assert data.name == "photos.npz"
     assert data.sample_shape == (3, 4, 5)
     assert data.num_classes == 2
@@ -82,7 +94,7 @@ def test_npz_of_bytes_is_scaled(path: Path) -> None:
 def test_npz_of_floats_is_taken_as_it_is_and_gets_one_channel(path: Path, dtype: Any) -> None:
     x = np.linspace(-2, 300, 6 * 4 * 5).reshape(6, 4, 5).astype(dtype)
     np.savez(path, **arrays(x_train=x, x_val=x[:3]))
-    data = load_data(str(path))
+    data = in_memory(str(path))
     assert data.sample_shape == (1, 4, 5)
     assert data.x_train.dtype.isnative
     assert np.array_equal(data.x_train[:, 0], x.astype(np.float32))
@@ -96,13 +108,13 @@ def test_classes_that_only_validation_has_are_counted(path: Path) -> None:
 def test_unknown_data() -> None:
     with pytest.raises(UsageError) as caught:
         load_data("mnist")
-    assert str(caught.value) == "--data 'mnist' is not known. Give 'digits' or the path of an .npz file."
+    assert str(caught.value) == f"--data 'mnist' is not known, and there is no such file or folder. {ALLOWED}"
 
 
 def test_what_is_no_file(tmp_path: Path, path: Path) -> None:
-    assert_refused(path, " does not exist. Give 'digits' or the path of an .npz file.")
+    assert_refused(path, f" does not exist. {ALLOWED}")
     (tmp_path / "folder.npz").mkdir()
-    assert_refused(tmp_path / "folder.npz", " is a directory. Give 'digits' or the path of an .npz file.")
+    assert_refused(tmp_path / "folder.npz", f" holds no pictures and no IDX files. {ALLOWED}")
     path.touch()
     assert_refused(path, " is empty (0 bytes). Copy or save it again.")
 
@@ -297,3 +309,82 @@ def test_shapes_that_do_not_fit(sample: tuple[int, int, int], input_shape: tuple
     with pytest.raises(InputError) as caught:
         check_shapes(dataset(*sample), input_shape)
     assert str(caught.value) == message
+
+
+def test_one_input_shape_for_each_that_the_data_give() -> None:
+    with pytest.raises(InputError) as caught:
+        check_shapes(dataset(3, 8, 8), (1, 3, 8, 8), (1, 5))
+    assert str(caught.value) == (
+        "--data photos.npz gives 1 inputs a sample, and --input names 2. "
+        "Name one --input for each that the data give, in the same order."
+    )
+
+
+def test_bytes_go_through_the_preprocessing(path: Path) -> None:
+    given = arrays()
+    np.savez(path, **given)
+    wanted = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5,), channels="bgr")
+    data = in_memory(str(path), preprocessing=wanted)
+    expected = (given["x_val"][:, ::-1] / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / 0.5
+    np.testing.assert_allclose(data.x_val, expected, atol=1e-6)
+    assert data.preprocessing == replace(wanted, crop=(4, 5)).to_json()
+    assert data.notes == ()
+
+
+def test_bytes_are_divided_by_255_unless_told_otherwise_and_the_report_says_so(path: Path) -> None:
+    np.savez(path, **arrays())
+    assert in_memory(str(path)).preprocessing == Preprocessing(crop=(4, 5)).to_json()
+    grey = np.zeros((3, 8, 8), np.uint8)
+    np.savez(path, **arrays(x_train=np.zeros((6, 8, 8), np.uint8), x_val=grey))
+    assert in_memory(str(path)).preprocessing == Preprocessing(crop=(8, 8), channels="grey").to_json()
+
+
+def test_floats_are_not_preprocessed_and_the_report_says_so(path: Path) -> None:
+    np.savez(path, **arrays(x_train=FLOATS, x_val=FLOATS[:3]))
+    data = in_memory(str(path), preprocessing=Preprocessing(mean=(5.0,)))
+    assert data.preprocessing == {}
+    assert data.notes == (
+        "Its pixels are floating point and were taken as they are; the preprocessing given was not applied.",
+    )
+    assert np.array_equal(data.x_train, FLOATS)
+
+
+def test_preprocessing_for_other_channels(path: Path) -> None:
+    np.savez(path, **arrays())
+    with pytest.raises(InputError) as caught:
+        load_data(str(path), preprocessing=Preprocessing(channels="grey"))
+    assert str(caught.value) == (
+        f"--data {path}: its samples have 3 channels, and grey preprocessing makes 1. "
+        "Give the channels that the samples have."
+    )
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("a,b")
+    with pytest.raises(UsageError) as caught:
+        load_data(str(file))
+    assert str(caught.value) == f"--data {file} is a file that is not known as data. {ALLOWED}"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0, float("nan")])
+def test_a_validation_split_that_is_no_share(share: float) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_data("digits", val_split=share)
+    assert str(caught.value) == (f"--val-split {share:g} is not allowed. Give a share between 0 and 1, such as 0.2.")
+
+
+@pytest.mark.parametrize("spec", ["digits", "photos.npz", "synthetic", "mynets:loaders"])
+def test_a_validation_split_where_there_is_one_already(spec: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_data(spec, val_split=0.3)
+    assert str(caught.value) == (
+        f"--val-split does not apply to --data {spec}, which has its own validation part. "
+        "Leave it out; it is for folders of pictures."
+    )
+
+
+def test_a_number_of_workers_below_zero() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_data("digits", workers=-1)
+    assert str(caught.value) == "--workers -1 is not allowed. Give 0 (decode in the main process) or more."

@@ -1,0 +1,247 @@
+"""The limits of a run: for every budget the cost that masks are trained on, and the real cost that decides.
+
+A `Limit` knows one budget. Several budgets are kept at once through `StrictestCost`: the largest share of any limit.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtp_deploy.budget import Budget
+from dtp_deploy.cost import WidthFunction, count_macs, count_parameters, macs_cost, parameter_cost
+from dtp_deploy.export.delivery import deliver
+from dtp_deploy.forms import Form
+from dtp_deploy.graph import Groups
+from dtp_deploy.latency import LatencyProbe, learn_curve
+from dtp_deploy.latency.calibrate import latency_against
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
+from dtp_deploy.prune import PruningPlan, cost_of, remove_channels
+from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.target import Arrays, TargetSpec
+
+_PROBE = MeasureSettings(min_seconds=0.5, max_seconds=5.0, repeats=0)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a limit works with.
+
+    Attributes:
+        model: the dense model.
+        groups: its proven groups.
+        dense: its delivered form.
+        batches: for the parity of exports.
+        scratch: folder for files that are not delivered.
+        target: where latency is measured.
+    """
+
+    model: nn.Module
+    groups: Groups
+    dense: Form
+    batches: Sequence[Arrays]
+    scratch: Path
+    target: TargetSpec
+
+
+class Limit(abc.ABC):
+    """One budget of a run.
+
+    Attributes:
+        budget: as given.
+        cost: what masks are trained on.
+        limit: largest `cost` allowed, to begin with.
+        fill: share of the budget that shall be used before the search for a plan stops.
+        aim: share that the search aims at.
+    """
+
+    budget: Budget
+    cost: WidthFunction
+    limit: float
+    fill: float = 0.99
+    aim: float = 1.0
+
+    @abc.abstractmethod
+    def used(self, plan: PruningPlan) -> float:
+        """The real cost of a plan as a share of the budget; at most 1 meets it."""
+
+    @abc.abstractmethod
+    def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
+        """The budget's part of the report."""
+
+    def _entry(self, limit: float, achieved: float, basis: str) -> dict[str, Any]:
+        return {
+            "kind": self.budget.kind,
+            "requested": str(self.budget),
+            "relative": self.budget.relative,
+            "limit": limit,
+            "unit": self.budget.unit,
+            "achieved": achieved,
+            "met": achieved <= limit,
+            "basis": basis,
+        }
+
+
+class CountedLimit(Limit):
+    """MACs, parameters or channels: counted on the network that a plan gives."""
+
+    def __init__(self, budget: Budget, bench: Workbench) -> None:
+        self.budget, self.bench = budget, bench
+        self.cost = cost_of(budget, bench.model, bench.groups)
+        dense = {
+            "macs": bench.dense.macs,
+            "params": bench.dense.params,
+            "channels": sum(group.width for group in bench.groups.prunable),
+        }[budget.kind]
+        self.limit = budget.limit_for(float(dense))
+
+    def used(self, plan: PruningPlan) -> float:
+        """Counted on the network that the plan gives."""
+        if self.budget.kind == "channels":
+            return _channels(plan) / self.limit
+        small = remove_channels(self.bench.model, plan)
+        if self.budget.kind == "macs":
+            return count_macs(small, self.bench.groups.inputs) / self.limit
+        return count_parameters(small) / self.limit
+
+    def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
+        """Computed exactly."""
+        achieved = {"macs": pruned.macs, "params": pruned.params, "channels": _channels(plan)}[self.budget.kind]
+        return self._entry(self.limit, float(achieved), "computed")
+
+
+class SizeLimit(Limit):
+    """Bytes of the delivered file, seen by exporting it."""
+
+    def __init__(self, budget: Budget, bench: Workbench) -> None:
+        self.budget, self.bench = budget, bench
+        dense = bench.dense.delivery.size_bytes
+        self.limit = budget.limit_for(float(dense))
+        # Four bytes a parameter; the rest of the file, names and graph, hardly depends on the widths.
+        self.cost = parameter_cost(bench.model, bench.groups, per_value=4.0, constant=dense - 4.0 * bench.dense.params)
+
+    def used(self, plan: PruningPlan) -> float:
+        """Of the file that the plan gives."""
+        bench = self.bench
+        small = remove_channels(bench.model, plan)
+        path = bench.scratch / "candidate.onnx"
+        return deliver(small, bench.groups.inputs, path, bench.batches, "candidate").size_bytes / self.limit
+
+    def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
+        """Computed exactly."""
+        return self._entry(self.limit, float(pruned.delivery.size_bytes), "computed")
+
+
+class LatencyLimit(Limit):
+    """The measured median, by structures that are exported and run on the target."""
+
+    fill = 0.93
+    aim = 0.96
+
+    def __init__(self, budget: Budget, bench: Workbench, decided: float | None = None) -> None:
+        self.budget, self.bench = budget, bench
+        self.probe = LatencyProbe(
+            bench.model,
+            bench.groups,
+            bench.target,
+            bench.scratch,
+            bench.dense.delivery.path,
+            bench.batches,
+            _PROBE,
+        )
+        self.cost = macs_cost(bench.model, bench.groups)
+        if decided is None:
+            curve = learn_curve(self.probe, bench.groups, self.cost, budget, fingerprint_of(bench.model))
+            decided = curve.cost_at(curve.limit_ms)
+        self.limit = decided
+
+    def used(self, plan: PruningPlan) -> float:
+        """Measured in turns with the dense model; one per cent is kept for the noise of the last measurement."""
+        return latency_against(self.budget, self.probe.measure({"plan": plan}), "plan") / 0.99
+
+    def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
+        """Measured in turns with the dense model, at the end of the run."""
+        limit = self.budget.limit_for(latencies["dense"].p50_ms)
+        return self._entry(limit, latencies["pruned"].p50_ms, "measured")
+
+
+@dataclass(frozen=True)
+class StrictestCost:
+    """Several costs as one: the p-norm of their shares of their limits, a smooth maximum that is never below it.
+
+    Attributes:
+        costs: functions of the same widths.
+        limits: largest allowed, one a cost.
+        power: the larger, the closer to the maximum.
+    """
+
+    costs: tuple[WidthFunction, ...]
+    limits: tuple[float, ...]
+    power: float = 16.0
+
+    def __call__(self, widths: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = [cost(widths) for cost in self.costs]
+        shares = torch.stack([value / limit for (value, _), limit in zip(pairs, self.limits, strict=True)])
+        total = shares.pow(self.power).sum().pow(1 / self.power)
+        weights = (shares / total).pow(self.power - 1)
+        gradients = [gradient / limit for (_, gradient), limit in zip(pairs, self.limits, strict=True)]
+        return total, torch.stack([weight * part for weight, part in zip(weights, gradients, strict=True)]).sum(0)
+
+
+class Limits:
+    """All budgets of a run together, as one cost and one limit.
+
+    Args:
+        limits: at least one.
+    """
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self.all = tuple(limits)
+        (first, *others) = self.all
+        self.cost: WidthFunction = first.cost
+        self.limit = first.limit
+        if others:
+            self.cost = StrictestCost(tuple(one.cost for one in self.all), tuple(one.limit for one in self.all))
+            self.limit = 1.0
+        self.fill = min(one.fill for one in self.all)
+        self.aim = min(one.aim for one in self.all)
+
+    def used(self, plan: PruningPlan) -> float:
+        """The largest share of any budget that a plan uses; budgets after one that is not met are not looked at."""
+        worst = 0.0
+        for one in self.all:
+            worst = max(worst, one.used(plan))
+            if worst > 1:
+                break
+        return worst
+
+    def decisions(self) -> list[float]:
+        """What was found out by measuring, so that a run that goes on later need not measure again."""
+        return [one.limit for one in self.all]
+
+
+def make_limits(budgets: Sequence[Budget], bench: Workbench, decided: Sequence[float] | None = None) -> Limits:
+    """The limits of some budgets, the cheapest to check first.
+
+    Raises:
+        BudgetError: a latency that even the smallest network does not reach.
+    """
+    makers: dict[str, Callable[[Budget, Workbench], Limit]] = {"size": SizeLimit}
+    order = ("channels", "params", "macs", "size", "latency")
+    limits: list[Limit] = []
+    for number, budget in enumerate(sorted(budgets, key=lambda one: order.index(one.kind))):
+        if budget.kind == "latency":
+            limits.append(LatencyLimit(budget, bench, None if decided is None else decided[number]))
+        else:
+            limits.append(makers.get(budget.kind, CountedLimit)(budget, bench))
+    return Limits(limits)
+
+
+def _channels(plan: PruningPlan) -> int:
+    return sum(choice.width_after for choice in plan.groups if choice.frozen_because is None)

@@ -1,0 +1,257 @@
+"""The user's own loaders, from a function of theirs."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.loading.batches import CountedStream, check_batching, mixed_seed, rebatch
+from dtp_deploy.loading.factory import import_object
+from dtp_deploy.loading.source import Batch
+from dtp_deploy.loading.wording import cause
+
+_T = TypeVar("_T")
+_BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."
+
+
+def open_loaders(spec: str) -> "LoaderData":
+    """Call the factory that ``pkg.module:name`` names, without arguments, and check the two loaders that come back.
+
+    Raises:
+        UsageError: there is no such factory, or it is not callable.
+        InputError: its module cannot be imported, it raises, or what it returns cannot be used.
+    """
+    factory = import_object(spec, "--data")
+    if not callable(factory):
+        raise UsageError(
+            f"--data {spec} is a {type(factory).__name__}, which cannot be called. "
+            "Give a function that returns two loaders: (train, validation)."
+        )
+    try:
+        loaders = factory()
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"--data {spec} raised {cause(error)}. Correct it; it is called without arguments: "
+            "if it needs some, give a function that fills them in."
+        ) from error
+    if not isinstance(loaders, tuple | list) or len(loaders) != 2:
+        given = f"{len(loaders)} values" if isinstance(loaders, tuple | list) else f"a {type(loaders).__name__}"
+        raise InputError(f"--data {spec} returned {given}. Let it return two loaders: (train, validation).")
+    for part, loader in zip(("train", "validation"), loaders, strict=True):
+        _check_loader(spec, part, loader)
+    return LoaderData(spec, *loaders)
+
+
+class LoaderData:
+    """Two iterables of batches that the user made. It is a `DataSource`.
+
+    In training the batch size, the order and the augmentation are the loader's own. Its randomness, as far as it is
+    drawn from the global generators of PyTorch, NumPy and Python, follows from the seed, and from nothing that is drawn
+    elsewhere. To take a stream up again, the batches before are gone through anew.
+
+    `class_names` are those of ``loader.dataset.classes``, which torchvision's data sets have.
+
+    Args:
+        spec: what the user named.
+        train, validation: loaders that were checked.
+
+    Raises:
+        InputError: the first validation batch has no known form.
+    """
+
+    notes = ("Batch size, order, augmentation and preprocessing of the training data are those of the loader given.",)
+
+    def __init__(self, spec: str, train: Iterable[object], validation: Iterable[object]) -> None:
+        self.name = spec
+        self.preprocessing: dict[str, Any] = {}
+        self._train, self._validation = train, validation
+        with_generators = _GlobalRandomness(mixed_seed(0))
+        first = with_generators.call(lambda: next(iter(validation), None), spec)
+        if first is None:
+            raise InputError(f"--data {spec}: the validation loader is empty. Let it give at least one batch.")
+        inputs, targets = as_batch(spec, first)
+        self.sample_shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+        self.labelled = targets is not None
+        classes = getattr(getattr(train, "dataset", None), "classes", None)
+        named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+        self.class_names = tuple(classes) if self.labelled and isinstance(classes, list | tuple) and named else None
+        self.num_classes = None if self.class_names is None else len(self.class_names)
+        self._size: int | None = None
+
+    @property
+    def validation_size(self) -> int:
+        """Samples of the validation loader, which is gone through once to count them."""
+        if self._size is None:
+            self._size = sum(len(inputs[0]) for inputs, _ in self._batches(self._validation, mixed_seed(0)))
+        return self._size
+
+    def train(self, batch_size: int, seed: int, augment: str = "none") -> CountedStream:
+        """The training loader's own batches; see `DataSource.train`.
+
+        Raises:
+            UsageError: an augmentation is asked for.
+        """
+        check_batching(batch_size, augment)
+        if augment != "none":
+            raise UsageError(
+                f"--augment {augment} does not apply to --data {self.name}, whose loader makes its own batches. "
+                "Augment there, and leave the option out."
+            )
+        return _LoaderStream(self, seed)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """See `DataSource.validation`. Where targets are no tensor, the batches are the loader's own."""
+        check_batching(batch_size)
+        return rebatch(self._batches(self._validation, mixed_seed(0)), batch_size)
+
+    def training_batches(self, seed: int) -> Iterator[Batch]:
+        """One epoch of the training loader."""
+        return self._batches(self._train, seed)
+
+    @property
+    def train_length(self) -> int:
+        """Batches an epoch of the training loader."""
+        assert isinstance(self._train, Sized)
+        return len(self._train)
+
+    def _batches(self, loader: Iterable[object], seed: int) -> Iterator[Batch]:
+        randomness = _GlobalRandomness(seed)
+        batches = randomness.call(lambda: iter(loader), self.name)
+        end = object()
+        while (batch := randomness.call(lambda: next(batches, end), self.name)) is not end:
+            inputs, targets = as_batch(self.name, batch)
+            shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+            if shapes != self.sample_shapes or (targets is not None) != self.labelled:
+                raise InputError(
+                    f"--data {self.name}: a batch has inputs of {shapes} {_with(targets is not None)} targets, and the "
+                    f"first validation batch {self.sample_shapes} {_with(self.labelled)}. Give all in one form."
+                )
+            yield inputs, targets
+
+
+class _LoaderStream(CountedStream):
+    def __init__(self, data: LoaderData, seed: int) -> None:
+        super().__init__()
+        self._data, self._seed = data, seed
+
+    def __len__(self) -> int:
+        return self._data.train_length
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        count = 0
+        for batch in self._data.training_batches(mixed_seed(self._seed, epoch)):
+            if count == len(self):
+                break  # a loader may give more than its length says; the schedule counts on the length
+            if count >= start:
+                yield batch
+            count += 1
+        if count < len(self):
+            raise InputError(
+                f"--data {self._data.name}: the training loader gave {count} batches, and its length is {len(self)}. "
+                "Let __len__ tell the number of batches."
+            )
+
+
+class _GlobalRandomness:
+    """Lets the user's code draw from the global generators as if nobody else did.
+
+    Args:
+        seed: of what the user's code draws.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._inside = (
+            torch.Generator().manual_seed(seed).get_state(),
+            np.random.RandomState(seed % 2**32).get_state(),  # the user's code may draw from it
+            random.Random(seed).getstate(),  # noqa: S311  # no secret
+        )
+
+    def call(self, code: Callable[[], _T], spec: str) -> _T:
+        """Run the user's code with its own state of the generators."""
+        outside = _get_generators()
+        _set_generators(self._inside)
+        try:
+            return code()
+        except Exception as error:
+            raise InputError(f"--data {spec}: a loader raised {cause(error)}. Correct it.") from error
+        finally:
+            self._inside = _get_generators()
+            _set_generators(outside)
+
+
+def as_batch(spec: str, batch: object) -> Batch:
+    """A batch of the user's in the form that all batches have.
+
+    Args:
+        spec: where it came from, for messages.
+        batch: (inputs, targets), or inputs alone: a tensor, an array, or a tuple of one.
+
+    Raises:
+        InputError: it is something else, or its inputs are no tensors of one batch size.
+    """
+    inputs, targets = batch, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        inputs, targets = batch if len(batch) == 2 else (batch[0], None)
+    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    tensors = tuple(_tensor(x) for x in given)
+    if not tensors or any(x is None or x.ndim < 2 for x in tensors):
+        kinds = ", ".join(_kind(x) for x in given)
+        raise InputError(f"--data {spec}: a batch is a {type(batch).__name__} with inputs of ({kinds}). {_BATCHES}")
+    result = tuple(x for x in tensors if x is not None)
+    sizes = {len(x) for x in result} | ({len(targets)} if isinstance(targets, Tensor) and targets.ndim else set())
+    if len(sizes) != 1 or 0 in sizes:
+        raise InputError(f"--data {spec}: the parts of a batch have {sorted(sizes)} samples. {_BATCHES}")
+    converted = _tensor(targets)
+    return result, targets if converted is None else converted
+
+
+def _tensor(value: object) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value)
+    return value if isinstance(value, Tensor) else None
+
+
+def _kind(value: object) -> str:
+    return f"tensor of {value.ndim} dimensions" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _with(targets: bool) -> str:
+    return "with" if targets else "without"
+
+
+def _check_loader(spec: str, part: str, loader: object) -> None:
+    if not isinstance(loader, Iterable):
+        raise InputError(
+            f"--data {spec}: its {part} loader is a {type(loader).__name__}, which cannot be iterated. "
+            "Give a DataLoader, or a list of batches."
+        )
+    if isinstance(loader, Iterator):
+        raise InputError(
+            f"--data {spec}: its {part} loader is a {type(loader).__name__}, which can be gone through only once. "
+            "Give a DataLoader, a list of batches, or an object with __iter__."
+        )
+    if part == "validation":
+        return
+    try:
+        length = len(loader) if isinstance(loader, Sized) else 0
+    except TypeError:  # a DataLoader of an iterable data set has __len__, which raises
+        length = 0
+    if length < 1:
+        raise InputError(
+            f"--data {spec}: its train loader has no batches or no length, and training counts on it. "
+            "Let it have a __len__ that tells the number of batches."
+        )
+
+
+def _get_generators() -> tuple[Tensor, Any, Any]:
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _set_generators(states: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])

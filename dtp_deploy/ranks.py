@@ -1,0 +1,89 @@
+"""Several processes that train one model: what each of them is, and what they tell each other.
+
+Started by ``torchrun``, every process trains on its share of each batch, on `torch.distributed`. One process, the
+first, does everything else: it exports, measures, writes and talks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from dtp_deploy.errors import DtpError, TrainingError
+
+_Value = TypeVar("_Value")
+
+
+def rank() -> int:
+    """The number of this process, from 0; 0 where there is only one."""
+    return distributed.get_rank() if _several() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if _several() else 1
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block this process is one of those that torchrun started; without torchrun it is the only one.
+
+    Raises:
+        TrainingError: another process died.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _several():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    except DtpError:
+        raise
+    except RuntimeError as error:
+        if "peer" not in str(error) and "closed" not in str(error) and "Timed out" not in str(error):
+            raise
+        raise TrainingError(
+            "Another process of this run died. Its own message is above; go on from the last checkpoint with --resume."
+        ) from error
+    finally:
+        distributed.destroy_process_group()
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of a tensor that every process has one of; the tensor itself where there is only one process."""
+    if not _several():
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether any process says yes."""
+    return float(mean_over_ranks(torch.tensor(float(flag)))) > 0
+
+
+def by_first(compute: Callable[[], _Value]) -> _Value:
+    """What the first process computes, for all of them. An error of ours is raised in all of them, too."""
+    if not _several():
+        return compute()
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = compute()
+        except DtpError as error:
+            box[1] = error
+    distributed.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    value: _Value = box[0]
+    return value

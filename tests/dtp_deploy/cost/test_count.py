@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch import nn
+
+from dtp_deploy.cost import count_macs, count_parameters
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (nn.Linear(5, 7), (2, 5), 2 * 5 * 7),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1), (1, 4, 8, 8), 16 * 6 * 4 * 9),
+        (nn.Conv2d(4, 8, 3, padding=1, groups=4), (1, 4, 8, 8), 64 * 8 * 9),
+        (nn.Conv1d(3, 4, 5, padding=2), (1, 3, 10), 10 * 4 * 3 * 5),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 5, 5), 25 * 4 * 6 * 4),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), (1, 3, 4, 4), 0),
+    ],
+    ids=["linear", "strided", "grouped", "1d", "transposed", "no products"],
+)
+def test_macs_by_hand(model, shape, macs):
+    assert count_macs(model, torch.zeros(shape)) == macs
+
+
+def test_counting_changes_neither_mode_nor_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
+    model[2].eval()
+    mean = model[1].running_mean.clone()
+    count_macs(model, torch.randn(2, 3, 4, 4))
+    assert [module.training for module in model] == [True, True, False]
+    assert torch.equal(model[1].running_mean, mean)
+
+
+def test_shared_parameters_count_once_and_buffers_never():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False))
+    assert count_parameters(model) == 16 + 4 + 8 + 16
+    model[2].weight = model[0].weight
+    assert count_parameters(model) == 16 + 4 + 8

@@ -1,0 +1,152 @@
+"""The choice of channels, with random chains of groups: within the limit always, and nothing left that would fit."""
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtp_deploy.cost import ChannelCount, NetworkCost
+from dtp_deploy.errors import BudgetError
+from dtp_deploy.graph import ChannelGroup
+from dtp_deploy.prune.choice import (
+    WidthLevels,
+    allowed_widths,
+    choose_channels,
+    even_widths,
+    floor_units,
+    kept_counts,
+    uniform_ratio,
+)
+
+
+def chain_cost(units: list[int], factors: list[float]) -> NetworkCost:
+    """Cost of layers in a row: factor_k * w_k * w_(k+1), with one channel before and behind, and a constant of 3."""
+    groups = len(units)
+    before, behind = torch.eye(groups + 1, groups, dtype=torch.float64).roll(1, 0), torch.eye(groups + 1, groups)
+    before[0] = 0
+    fixed = torch.zeros(groups + 1, dtype=torch.float64)
+    first, last = fixed.clone(), fixed.clone()
+    first[0], last[-1] = 1, 1
+    return NetworkCost(torch.tensor(factors, dtype=torch.float64), (first, last), (before, behind.double()), 3.0)
+
+
+def vector(widths) -> torch.Tensor:
+    return torch.tensor([float(width) for width in widths], dtype=torch.float64)
+
+
+@st.composite
+def choices(draw):
+    """Groups, scores with ties among them, a cost, allowed widths, and a limit between nothing and everything."""
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=5))
+    groups = [ChannelGroup(f"g{n}", units, draw(st.integers(1, 4)), ()) for n, units in enumerate(sizes)]
+    factors = draw(st.lists(st.floats(0.1, 100), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
+    score = st.one_of(st.integers(-3, 3).map(float), st.floats(-100, 100))
+    scores = [torch.tensor(draw(st.lists(score, min_size=n, max_size=n)), dtype=torch.float64) for n in sizes]
+    round_to = draw(st.sampled_from([1, 2, 3, 8]))
+    levels = [allowed_widths(group, draw(st.integers(1, group.units)), round_to) for group in groups]
+    cost = chain_cost(sizes, factors)
+    dense = float(cost(vector(sizes))[0])
+    return groups, scores, cost, levels, draw(st.floats(0.01, 1.1)) * dense
+
+
+@given(choices())
+@settings(max_examples=200)
+def test_within_the_limit_and_nothing_left_that_fits(case):
+    groups, scores, cost, levels, limit = case
+    smallest = float(cost(vector(level.units[0] for level in levels))[0])
+    if smallest > limit:
+        message = (
+            f"The smallest widths allowed cost {smallest:.6g}, above the limit of {limit:.6g}. Give a larger budget, "
+            "or a smaller --round-to."
+        )
+        with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
+            choose_channels(groups, scores, cost, limit, levels)
+        return
+    kept = choose_channels(groups, scores, cost, limit, levels)
+    counts = kept_counts(kept, groups)
+    assert float(cost(counts)[0]) <= limit
+    for number, (group, score, level) in enumerate(zip(groups, scores, levels, strict=True)):
+        units = kept[group.name]
+        assert units == sorted(set(units))
+        assert len(units) in level.units
+        removed = sorted(set(range(group.units)) - set(units))
+        if removed:  # the highest scores stay, and among equal ones the first
+            assert min((score[u].item(), -u) for u in units) > max((score[u].item(), -u) for u in removed)
+        position = level.units.index(len(units))
+        if position + 1 < len(level.units):
+            wider = counts.clone()
+            wider[number] = level.units[position + 1]
+            assert float(cost(wider)[0]) > limit
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.integers(0, 250), st.integers(1, 64))
+def test_allowed_widths_are_multiples_or_the_full_width_and_reach_the_floor(units, each, floor, round_to):
+    group = ChannelGroup("g", units, each, ())
+    widths = allowed_widths(group, floor, round_to).units
+    assert list(widths) == sorted(set(widths))
+    assert widths[-1] == units
+    for width in widths:
+        assert width == units or ((width * each) % round_to == 0 and width >= floor)
+    fitting = {w for w in range(1, units + 1) if (w * each) % round_to == 0 and w >= floor}
+    assert set(widths) == fitting | {units}
+
+
+@given(choices(), st.floats(0.01, 1.2))
+def test_the_uniform_ratio_costs_the_limit(case, share):
+    groups, _, cost, _, _ = case
+    units = vector(group.units for group in groups)
+    dense, nothing = float(cost(units)[0]), float(cost(0 * units)[0])
+    limit = share * dense
+    ratio = uniform_ratio(cost, units, limit)
+    if limit >= dense:
+        assert ratio == 1
+    elif limit <= nothing:
+        assert ratio == pytest.approx(0, abs=1e-9)
+    else:
+        assert float(cost(ratio * units)[0]) == pytest.approx(limit, rel=1e-9)
+
+
+@given(choices(), st.floats(0, 1), st.integers(1, 4))
+def test_floors_never_cost_more_than_the_limit_unless_one_unit_each_does(case, share, least):
+    groups, _, cost, _, limit = case
+    floors = floor_units(groups, cost, limit, share, least)
+    assert all(1 <= floor <= group.units for floor, group in zip(floors, groups, strict=True))
+    assert floors == [1] * len(groups) or float(cost(vector(floors))[0]) <= limit
+
+
+def test_floors_are_a_share_of_the_uniform_width():
+    groups = [ChannelGroup("a", 100, 1, ()), ChannelGroup("b", 40, 1, ()), ChannelGroup("c", 3, 1, ())]
+    cost = ChannelCount(vector([1, 1, 1]))
+    assert floor_units(groups, cost, 71.5, share=0.5, least=2) == [25, 10, 2]
+    assert floor_units(groups, cost, 71.5, share=0.0, least=5) == [5, 5, 3]
+    assert floor_units(groups, cost, 4.0, share=0.5, least=2) == [1, 1, 1]
+
+
+def test_floors_keep_a_group_that_the_scores_would_give_up():
+    groups = [ChannelGroup("loud", 10, 1, ()), ChannelGroup("quiet", 10, 1, ())]
+    scores = [torch.ones(10, dtype=torch.float64) * 9, torch.zeros(10, dtype=torch.float64)]
+    cost = ChannelCount(vector([1, 1]))
+    without = choose_channels(groups, scores, cost, 10, [allowed_widths(group, 1) for group in groups])
+    assert {name: len(units) for name, units in without.items()} == {"loud": 9, "quiet": 1}
+    kept = choose_channels(groups, scores, cost, 10, [allowed_widths(group, 4) for group in groups])
+    assert {name: len(units) for name, units in kept.items()} == {"loud": 6, "quiet": 4}
+
+
+def test_what_the_threshold_leaves_is_filled_with_what_fits():
+    # The threshold stops at the expensive unit of "a"; two cheap units of "b" with lower scores still fit.
+    groups = [ChannelGroup("a", 2, 1, ()), ChannelGroup("b", 3, 1, ())]
+    scores = [vector([9, 5]), vector([8, 2, 1])]
+    kept = choose_channels(groups, scores, ChannelCount(vector([10, 1])), 13, [WidthLevels((1, 2)), WidthLevels((1, 2, 3))])
+    assert kept == {"a": [0], "b": [0, 1, 2]}
+
+
+def test_even_widths_are_the_two_around_a_count():
+    level = WidthLevels((8, 16, 20))
+    assert even_widths(level, 3.0).units == (8, 16)  # below the smallest: nothing smaller is allowed
+    assert even_widths(level, 16.0).units == (16, 20)
+    assert even_widths(level, 17.3).units == (16, 20)
+    assert even_widths(level, 20.0).units == (20,)
+    assert math.isclose(float(kept_counts({"g": [1, 2]}, [ChannelGroup("g", 4, 1, ())])), 2)

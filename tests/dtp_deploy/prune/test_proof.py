@@ -1,0 +1,159 @@
+"""What the proof must freeze, and why: models in which removing is not masking."""
+
+import re
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtp_deploy.errors import GraphError
+from dtp_deploy.graph import find_groups
+from dtp_deploy.prune import prove
+from dtp_deploy.prune.proof import perturbed, relative_difference
+from dtp_deploy.testing.zoo import ZOO, randomise
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+class Tail(nn.Module):
+    """conv 3 -> 8, something in between, conv 8 -> 8, ReLU, conv 8 -> 4; only the first group meets the something."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(torch.relu(self.second(self.between(self.first(x)))))
+
+
+class TwoOutputs(Tail):
+    def __init__(self) -> None:
+        super().__init__(lambda y: y)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        return y, self.third(torch.relu(self.second(y)))
+
+
+def reasons(model, **options):
+    groups = prove(model, find_groups(model, IMAGE), **options)
+    return {group.name: group.frozen_because for group in groups}
+
+
+DIFFERENT = r"masking and removing its channels gave different outputs \(by \d.*e?.* relative\)"
+CRASH = r"the model does not run without some of its channels \(RuntimeError: .*\)"
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda y: y.view(1, 8, 6, 6), CRASH),
+        (lambda y: y * torch.linspace(1, 2, 8).view(1, 8, 1, 1), CRASH),
+        (lambda y: y / y.norm(dim=1, keepdim=True), DIFFERENT),
+        (lambda y: y.softmax(dim=1), DIFFERENT),
+        (lambda y: y - y.mean(dim=1, keepdim=True), DIFFERENT),
+        (lambda y: y * 0, "no effect of its channels on the outputs was seen, so nothing can be proven"),
+        (nn.GroupNorm(4, 8), "GroupNorm 'between' normalises across its channels"),
+        (nn.LocalResponseNorm(3), r"LocalResponseNorm 'between' normalises across its channels|" + DIFFERENT),
+    ],
+    ids=["view", "constant", "norm", "softmax", "mean", "no effect", "GroupNorm", "LocalResponseNorm"],
+)
+def test_a_group_that_cannot_be_proven_is_frozen_and_the_others_are_not(between, reason):
+    found = reasons(randomise(Tail(between), 0))
+    assert re.fullmatch(reason, found["first"])
+    assert found["second"] is None
+
+
+def test_the_same_model_with_nothing_harmful_in_between_is_pruned():
+    assert reasons(randomise(Tail(lambda y: y.sigmoid() * 2), 0))["first"] is None
+
+
+def test_channels_that_are_an_output_as_well_are_frozen():
+    found = reasons(randomise(TwoOutputs(), 0))
+    assert found["first"] == "its channels are an output of the model"
+    assert found["second"] is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_dead_units_do_not_freeze_a_group(seed):
+    model = randomise(Tail(lambda y: y), 0)
+    with torch.no_grad():
+        model.second.bias[:6] = -6.0  # behind a ReLU: 6 of 8 units never pass anything on
+    assert reasons(model, seed=seed)["second"] is None
+
+
+def test_proof_sees_through_weights_that_hide_a_mistake():
+    # All weights of the reader are zero: any removal would look right, and none would have an effect.
+    model = randomise(Tail(lambda y: y.softmax(dim=1)), 0)
+    nn.init.zeros_(model.second.weight)
+    assert reasons(model)["first"].startswith("masking and removing its channels gave different outputs")
+
+
+def test_a_model_with_a_precision_written_into_it_is_proven_in_float32():
+    model = randomise(Tail(lambda y: y.to(torch.float32)), 0)
+    assert reasons(model) == {
+        "first": None,
+        "second": None,
+        "third": "no layer with weights reads its channels, as with an output of the model",
+    }
+
+
+class Notes:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.advanced = 0
+
+    def task(self, name, total=None):
+        self.total = total
+        return nullcontext(self._advance)
+
+    def _advance(self) -> None:
+        self.advanced += 1
+
+    def note(self, message) -> None:
+        self.notes.append(message)
+
+
+def test_every_frozen_group_is_told_of():
+    listener = Notes()
+    reasons(randomise(Tail(nn.GroupNorm(4, 8)), 0), progress=listener)
+    assert listener.notes == [
+        "first keeps its 8 channels: GroupNorm 'between' normalises across its channels.",
+        "third keeps its 4 channels: no layer with weights reads its channels, as with an output of the model.",
+    ]
+    assert listener.advanced == listener.total == 3
+
+
+def test_a_model_with_nothing_to_prune_says_why():
+    entry = ZOO["group_norm"]
+    model = entry.model()
+    with pytest.raises(GraphError) as caught:
+        prove(model, find_groups(model, entry.inputs()))
+    assert str(caught.value) == (
+        "_Classifier has nothing to prune: all 3 channel groups are frozen (features.0: GroupNorm 'features.1' "
+        "normalises across its channels; features.3: GroupNorm 'features.4' normalises across its channels; head: no "
+        "layer with weights reads its channels, as with an output of the model). Give a model in which a layer with "
+        "weights reads another layer's channels."
+    )
+
+
+def test_the_trial_runs_on_a_perturbed_copy():
+    model = ZOO["residual"].model().train()
+    copied = perturbed(model, torch.Generator().manual_seed(0))
+    assert not copied.training
+    before, after = model.state_dict(), copied.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == [name for name in before if not name.endswith("num_batches_tracked")]
+    assert all((after[name] > 0).all() for name in after if name.endswith("running_var"))
+
+
+def test_relative_difference_is_relative_to_each_output():
+    large, small = torch.tensor([1000.0]), torch.tensor([0.001])
+    assert relative_difference([large, small], [large + 1, small]) == pytest.approx(1e-3)
+    assert relative_difference([large, small], [large, 2 * small]) == pytest.approx(1)
+    assert relative_difference([large], [torch.tensor([float("nan")])]) == float("inf")
+    assert relative_difference([torch.empty(0)], [torch.empty(0)]) == 0

@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtp_deploy.errors import UsageError
+from dtp_deploy.prune import MaskSettings
+
+progresses = st.floats(0, 1)
+both_solvers = st.sampled_from(["exact", "sinkhorn-1"])
+
+
+@given(progresses, progresses, st.floats(0.001, 1))
+def test_the_budget_comes_down_from_just_below_dense_and_stays_at_the_limit(first, second, share):
+    settings, dense = MaskSettings(), 1e6
+    limit = share * dense
+    early, late = (settings.budget_at(p, limit, dense) for p in sorted((first, second)))
+    assert limit <= late <= early <= dense
+    assert settings.budget_at(0, limit, dense) == pytest.approx(limit + 0.999 * (dense - limit))
+    assert settings.budget_at(0.7, limit, dense) == limit == settings.budget_at(1, limit, dense)
+
+
+@given(both_solvers, progresses, progresses, st.floats(0.01, 0.99))
+def test_softness_falls_to_its_end_whatever_the_budget(solver, first, second, ratio):
+    settings = MaskSettings(solver=solver)
+    early, late = (settings.softness_at(p, ratio, ratio) for p in sorted((first, second)))
+    assert settings.softness_end <= late * (1 + 1e-9)
+    assert late <= early * (1 + 1e-9)
+    assert settings.softness_at(1, ratio, ratio) == pytest.approx(settings.softness_end)
+
+
+@given(progresses, st.floats(0.01, 0.99), st.floats(0.01, 0.999))
+def test_softness_stays_below_that_of_equal_masks(progress, ratio, now):
+    assert MaskSettings().softness_at(progress, ratio, now) < 4 * now * (1 - now)
+
+
+def test_rates_fall_to_zero():
+    settings = MaskSettings()
+    rates = [settings.rate_at(step / 10) for step in range(11)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == (0.05, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"solver": "newton"}, "--solver 'newton' is unknown. Give exact or sinkhorn-1."),
+        ({"round_to": 0}, "--round-to 0 is not allowed. Give 1 or more channels."),
+        ({"budget_reached": 0.0}, "budget_reached is 0.0; give a number above 0 and at most 1."),
+        ({"budget_reached": 1.5}, "budget_reached is 1.5; give a number above 0 and at most 1."),
+    ],
+)
+def test_settings_that_are_not_allowed(values, message):
+    with pytest.raises(UsageError) as caught:
+        MaskSettings(**values)
+    assert str(caught.value) == message

@@ -1,0 +1,97 @@
+"""The exact solver against solvers that nobody here wrote: POT, SciPy's linear programming, torch's autograd."""
+
+import numpy as np
+import ot
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from dtp_deploy.transport import Floors, solve_exact
+from tests.dtp_deploy.transport.problems import groups_of, linear, vector
+
+SCORES = torch.linspace(-0.4, 1.3, 12, dtype=torch.float64)[torch.tensor([3, 7, 0, 11, 5, 1, 9, 2, 10, 4, 8, 6])]
+MASS = torch.tensor([1.0, 3, 2, 1, 5, 1, 1, 2, 4, 1, 2, 2], dtype=torch.float64) / 25
+
+
+def transport_cost(scores: Tensor) -> Tensor:
+    return torch.stack([scores**2, (scores - 1) ** 2], dim=1)
+
+
+def bins(share: float) -> Tensor:
+    return vector(1 - share, share)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 2.0, 50.0])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
+def test_the_plan_is_that_of_pot_sinkhorn(epsilon: float, share: float) -> None:
+    result = solve_exact(linear(SCORES, epsilon, share, MASS))
+    reference = ot.sinkhorn(
+        MASS, bins(share), transport_cost(SCORES), epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=100_000
+    )
+    torch.testing.assert_close(result.transport_plan(MASS), reference, rtol=0, atol=1e-10)
+
+
+def test_the_comparison_with_pot_notices_an_epsilon_that_is_off_by_a_percent() -> None:
+    result = solve_exact(linear(SCORES, 0.505, 0.5, MASS))
+    reference = ot.sinkhorn(MASS, bins(0.5), transport_cost(SCORES), 0.5, stopThr=1e-13)
+    assert float((result.transport_plan(MASS) - reference).abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.93])
+def test_small_epsilon_gives_the_plan_of_pot_emd(share: float) -> None:
+    result = solve_exact(linear(SCORES, 1e-6, share, MASS))
+    reference = ot.emd(MASS.numpy(), bins(share).numpy(), transport_cost(SCORES).numpy())
+    np.testing.assert_allclose(result.transport_plan(MASS).numpy(), reference, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.8])
+@pytest.mark.parametrize("floors", [(0.0, 0.0, 0.0), (3.5, 1.0, 1.5), (0.0, 4.0, 0.5)])
+def test_small_epsilon_gives_the_optimum_of_the_linear_programme_with_floors(
+    share: float, floors: tuple[float, float, float]
+) -> None:
+    """Maximise sum a_i (C_i0 - C_i1) m_i over the masks; units of one group cost the same."""
+    group = groups_of((5, 4, 3))
+    costs = vector(1.0, 2.0, 3.5)[group]
+    result = solve_exact(linear(SCORES, 1e-6, share, costs, Floors(group, vector(*floors))))
+    reference = linprog(
+        -(costs * (2 * SCORES - 1)).numpy(),
+        A_ub=-torch.nn.functional.one_hot(group).T.numpy(),
+        b_ub=-np.array(floors),
+        A_eq=costs.numpy()[None],
+        b_eq=[float(costs.sum()) * share],
+        bounds=(0, 1),
+    )
+    assert reference.success
+    np.testing.assert_allclose(result.masks.numpy(), reference.x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("floors", [(3.5, 1.0, 1.5), (0.0, 4.0, 0.5)])
+def test_the_linear_programmes_above_are_some_in_which_floors_matter(floors: tuple[float, float, float]) -> None:
+    group = groups_of((5, 4, 3))
+    result = solve_exact(linear(SCORES, 1e-6, 0.5, vector(1.0, 2.0, 3.5)[group], Floors(group, vector(*floors))))
+    assert bool(result.at_floor.any())
+    assert not bool(result.at_floor.all())
+
+
+def unrolled_sinkhorn(scores: Tensor, mass: Tensor, share: float, epsilon: float) -> Tensor:
+    """Masks by 3000 log-domain Sinkhorn iterations, each of them recorded by autograd."""
+    kernel = -transport_cost(scores) / epsilon
+    rows, columns = torch.zeros_like(scores), vector(0.0, 0.0)
+    for _ in range(3000):
+        columns = bins(share).log() - torch.logsumexp(kernel + rows[:, None], dim=0)
+        rows = mass.log() - torch.logsumexp(kernel + columns[None], dim=1)
+    return (kernel + rows[:, None] + columns[None]).exp()[:, 1] / mass
+
+
+@pytest.mark.parametrize(("epsilon", "share"), [(0.2, 0.3), (1.0, 0.5)])
+def test_masks_and_gradients_are_those_of_an_unrolled_sinkhorn(epsilon: float, share: float) -> None:
+    scores = SCORES.clone().requires_grad_()
+    upstream = torch.randn(len(scores), dtype=torch.float64)
+    masks = solve_exact(linear(scores, epsilon, share, MASS)).masks
+    reference = unrolled_sinkhorn(scores, MASS, share, epsilon)
+    torch.testing.assert_close(masks, reference, rtol=0, atol=1e-12)
+    (gradient,) = torch.autograd.grad(masks, scores, upstream)
+    (expected,) = torch.autograd.grad(reference, scores, upstream)
+    assert float(expected.abs().max()) > 0.1
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-10)
