@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,14 +17,18 @@ from dtp_deploy.evaluate import evaluate_session
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import Delivery, deliver, require_parity
 from dtp_deploy.export.onnx import default_input_names
+from dtp_deploy.loading.preprocessing import METADATA_KEY
 from dtp_deploy.loading.source import DataSource
 from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import ParityResult, compare
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.target import Arrays, EngineInfo, TargetSpec, find_target
+from dtp_deploy.target import Arrays, EngineInfo, PredictedLatency, TargetSpec, find_target
 from dtp_deploy.task import Task
 
 _PARITY_BATCHES = 4
+_STAND_IN = "cpu"
+_TOLERANCES = {"fp16": 2e-2, "bf16": 5e-2, "int8": 0.2}
+"""Largest relative error of an engine that computes in less than single precision."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +81,40 @@ def make_form(
     Raises:
         GraphError, ParityError, TargetError: it cannot be exported, proven or built.
     """
-    delivery = deliver(model, inputs, path, batches, label)
-    engine = find_target(target).build(path)
+    metadata = {METADATA_KEY: json.dumps(data.preprocessing, sort_keys=True)} if data.preprocessing else {}
+    delivery = deliver(model, inputs, path, batches, label, metadata=metadata)
+    found = find_target(target)
+    runs_here = found.availability().available
+    # A device that is not at hand cannot evaluate: the same file does, on this machine.
+    engine = (found if runs_here else find_target(_STAND_IN)).build(path)
+    prediction = None if runs_here else found.predict(path)
     with engine.open() as session:
 
         def run(arrays: Arrays) -> list[Any]:
             outputs = session.run(arrays)
             return [outputs[output.name] for output in session.outputs]
 
-        parity = compare(f"{label}: PyTorch to engine", torch_callable(model), run, batches)
+        place = "engine" if runs_here else f"engine on {_STAND_IN}"
+        parity = compare(f"{label}: PyTorch to {place}", torch_callable(model), run, batches, _tolerance(engine.info))
         require_parity(parity)
         if accuracy is None:
             accuracy = evaluate_session(session, model, data, task, progress)
     return Form(
         delivery=delivery,
-        engine=engine.info,
+        engine=engine.info if prediction is None else _not_run(prediction),
         parity=(*delivery.parity, parity),
         accuracy=accuracy,
         macs=count_macs(model, inputs),
         params=count_parameters(model),
     )
+
+
+def _tolerance(engine: EngineInfo) -> float:
+    return _TOLERANCES.get(engine.precision, 1e-4)
+
+
+def _not_run(prediction: PredictedLatency) -> EngineInfo:
+    return EngineInfo("none: predicted, not measured", "", prediction.device, None, "")
 
 
 def parity_batches(data: DataSource, inputs: Inputs, names: Sequence[str] | None = None) -> list[Arrays]:

@@ -87,7 +87,7 @@ def like_outputs(nesting: object, tensors: Sequence[torch.Tensor]) -> Any:  # no
         if isinstance(value, Mapping):
             return {key: build(item) for key, item in value.items()}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(build(item) for item in value))
+            return type(value)(*[build(item) for item in value])
         if isinstance(value, tuple):
             return tuple([build(item) for item in value])
         if isinstance(value, list):

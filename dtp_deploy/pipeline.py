@@ -29,7 +29,7 @@ from dtp_deploy.artefact import (
 )
 from dtp_deploy.budget import Budget
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
-from dtp_deploy.errors import BudgetError, UsageError
+from dtp_deploy.errors import BudgetError, TargetError, UsageError
 from dtp_deploy.evaluate import evaluate_model
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import require_parity
@@ -37,17 +37,18 @@ from dtp_deploy.export.onnx import export_program
 from dtp_deploy.forms import Form, make_form, parity_batches
 from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.latency import close_loop
+from dtp_deploy.latency.timing import can_measure, is_predicted, time_models
 from dtp_deploy.limits import Limits, Workbench, make_limits
 from dtp_deploy.loading.source import DataSource, TrainStream
 from dtp_deploy.memory import PeakMemory
 from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import compare
-from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure, median_ratio
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, median_ratio
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
 from dtp_deploy.ranks import by_first, joined, rank, world_size
 from dtp_deploy.report import Report, hide_home
-from dtp_deploy.target import TargetSpec
+from dtp_deploy.target import TargetSpec, find_target
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 from dtp_deploy.train.loop import check_model
@@ -70,6 +71,7 @@ def compress(
     task: Task | None = None,
     settings: Settings | None = None,
     finish: Callable[[nn.Module], nn.Module] | None = None,
+    require_measured: bool = False,
     force: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
@@ -92,6 +94,7 @@ def compress(
         task: loss and metric; by default classification for labelled data, distillation alone for others.
         settings: hyper-parameters.
         finish: applied to a copy of the dense and of the pruned model before either is exported.
+        require_measured: fail where the target cannot run here, in place of a prediction.
         force: replace `out` if it is an earlier artefact, and forget checkpoints of an earlier run.
         resume: go on from the newest checkpoint of a run that was cut off. All other arguments must be as they were.
         checkpoint_minutes: time between two checkpoints; one is also written at the end of every stage.
@@ -116,6 +119,9 @@ def compress(
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     if not budgets or len({one.kind for one in budgets}) < len(budgets):
         raise UsageError(f"compress() got the budgets {[str(one) for one in budgets]}. Give one, or one of each kind.")
+    state = find_target(spec).availability()
+    if require_measured and not state.available:
+        raise TargetError(f"--require-measured: target '{spec.name}' {state.reason}. {state.install}".strip())
     task = task if task is not None else CLASSIFICATION if data.labelled else UNLABELLED
     examples = inputs if inputs is not None else _examples(data, input_shape)
     with joined(), ExitStack() as stack:
@@ -217,6 +223,8 @@ class _Run:
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
             (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+            if not can_measure(self.target):
+                find_target(self.target).write_bundle(folder, folder / MODEL_ONNX)
         with self._stage("measurement"):
             self.latencies = self._measure()
 
@@ -325,7 +333,7 @@ class _Run:
         """Dense and pruned, in turns. A latency just above its limit is measured afresh before it is believed."""
         files = {"dense": self.dense.delivery.path, "pruned": self.pruned.delivery.path}
         for _ in range(_FINAL_TRIES):
-            latencies = measure(files, self.target, self.measuring)
+            latencies = time_models(files, self.target, self.measuring)
             if all(entry["met"] for entry in self._budget_entries(self.limits, latencies)):
                 break
         return latencies
@@ -340,6 +348,8 @@ class _Run:
     def report(self, model_name: str) -> Report:
         """Everything that was found out."""
         engine = self.pruned.engine
+        dense, pruned = self.latencies["dense"], self.latencies["pruned"]
+        predicted = is_predicted(pruned)
         budget, *further = self._budget_entries(self.limits, self.latencies)
         settings = asdict(self.settings) | {
             "data": self.data.name,
@@ -362,9 +372,9 @@ class _Run:
                 },
                 "budget": budget,
                 "further_budgets": further,
-                "dense": _model_entry(self.dense, self.latencies["dense"]),
-                "pruned": _model_entry(self.pruned, self.latencies["pruned"]),
-                "latency_ratio": asdict(median_ratio(self.latencies["pruned"], self.latencies["dense"])),
+                "dense": _model_entry(self.dense, dense),
+                "pruned": _model_entry(self.pruned, pruned),
+                "latency_ratio": None if predicted else asdict(median_ratio(pruned, dense)),
                 "accuracy_stages": [
                     {"stage": stage, "accuracy": accuracy} for stage, accuracy in self.accuracies.items()
                 ],
@@ -385,7 +395,7 @@ class _Run:
                 "stages": [{"name": name, **stage} for name, stage in self.stages.items()],
                 "resumed_from_step": self.resumed_from,
                 "settings": settings,
-                "environment": self.latencies["pruned"].environment | _versions(),
+                "environment": pruned.environment | _versions(),
                 "notes": self._notes(),
             }
         )
@@ -395,6 +405,11 @@ class _Run:
         notes = list(self.data.notes)
         if not self.data.labelled:
             notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
+        if is_predicted(self.latencies["pruned"]):
+            notes.append(
+                f"Latency is predicted, not measured: no {self.target.name} was at hand. Measure {MODEL_ONNX} there "
+                "with the files beside it, and complete this report with `dtp-deploy import-measurement`."
+            )
         notes += [
             f"The pass '{outcome.name}' was skipped: {outcome.reason}"
             for outcome in self.pruned.delivery.passes
@@ -455,7 +470,10 @@ def _model_entry(form: Form, latency: LatencyReport) -> dict[str, Any]:
         "macs": form.macs,
         "params": form.params,
         "size_bytes": form.delivery.size_bytes,
-        "latency": {
+        "predicted_ms": latency.p50_ms if is_predicted(latency) else None,
+        "latency": None
+        if is_predicted(latency)
+        else {
             "p50_ms": latency.p50_ms,
             "p90_ms": latency.p90_ms,
             "p99_ms": latency.p99_ms,

@@ -68,6 +68,42 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt at measuring that a target made by itself, all models in turns. Plain JSON values.
+
+    Attributes:
+        blocks_ns: the durations in ns, by model and block; block r of each model was measured in the same round.
+        warm_up: how each model was warmed up.
+        system: what it ran on.
+        before: the state of the device before, and
+        after: after measuring.
+        details: what else was found for each model: layers, power, warnings.
+    """
+
+    blocks_ns: Mapping[str, Sequence[Sequence[int]]]
+    warm_up: Mapping[str, Mapping[str, Any]]
+    system: Mapping[str, Any]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    details: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PredictedLatency:
+    """A latency that nobody measured. Never report it as anything else.
+
+    Attributes:
+        ms: of one inference.
+        device: the device that it is predicted for.
+        assumptions: what the prediction rests on, in words.
+    """
+
+    ms: float
+    device: str
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """Name, shape and NumPy dtype name of one input or output of an engine. Shapes are static."""
 
@@ -214,6 +250,37 @@ class Target(abc.ABC):
             engine = self._build(model_path)
         engine.label = label
         return engine
+
+    def measure(self, engines: Mapping[str, Engine], settings: Mapping[str, Any]) -> Attempt | None:
+        """Measure engines that this target built, once, where a session's `run` would time something else: the network.
+
+        Args:
+            engines: by a name of the caller's choice.
+            settings: `dtp_deploy.profile.MeasureSettings` as a dict.
+
+        Returns:
+            None, as here, if the caller is to time the sessions.
+        """
+        return None
+
+    def predict(self, model_path: Path) -> PredictedLatency | None:
+        """What the model would take on a device that is not at hand, from its data sheet.
+
+        Returns:
+            None, as here, if this target does not predict.
+
+        Raises:
+            TargetError: it predicts, but not for this model.
+        """
+        return None
+
+    def write_bundle(self, folder: Path, model_path: Path) -> list[Path]:
+        """Put everything beside a delivered model that measures it on a device that is not at hand.
+
+        Returns:
+            The files written; none, as here, if this target has nothing to add.
+        """
+        return []
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader, TensorDataset
 
-from dtp_deploy.loading.data import load_data
+from dtp_deploy.loading.data import Dataset, load_data
 from dtp_deploy.loading.factory import make_model
 
 
@@ -73,6 +73,10 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     data = load_data(args.data)
+    if not isinstance(data, Dataset):
+        parser.error(
+            f"--data {args.data}: this small script trains on data in memory: digits, fashion-mnist or an .npz"
+        )
     x_train, y_train = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     model = make_model(args.model)
     train(model, x_train, y_train, args)

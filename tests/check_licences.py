@@ -28,6 +28,7 @@ ALLOWED = frozenset(
         "BSL-1.0",
         "CC0-1.0",
         "ISC",
+        "MIT-CMU",
         "MIT",
         "MIT-0",
         "PSF-2.0",
@@ -45,6 +46,8 @@ EXCEPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "cuda-*": "brought by the CUDA build of PyTorch only; the CPU build, which CI tests with, has none",
         "nvidia-*": "brought by the CUDA build of PyTorch only; the CPU build, which CI tests with, has none",
+        "tensorrt*": "NVIDIA's runtime, under NVIDIA's licence: a user with an NVIDIA GPU asks for it by an extra that "
+        "brings nothing else; no other extra has it, and CI installs neither",
     }
 )
 """Distributions accepted without looking at their metadata, by the pattern of their name, each with its reason."""

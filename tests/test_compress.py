@@ -23,7 +23,6 @@ from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer
 from examples.digits_cnn import make_model
 
-
 QUICKLY = MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0)
 compress = partial(dtp_deploy.compress, measuring=QUICKLY)
 

@@ -1,14 +1,16 @@
 """From a PyTorch model to the ONNX file that is delivered: export, simplify, and prove every step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 from torch import nn
 
 from dtp_deploy.errors import ParityError
 from dtp_deploy.export.callables import onnx_callable, torch_callable
+from dtp_deploy.export.files import write_atomically
 from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.export.passes import PassOutcome, SimplifyPass, run_passes
 from dtp_deploy.modules import Inputs
@@ -36,7 +38,13 @@ class Delivery:
 
 
 def deliver(
-    model: nn.Module, inputs: Inputs, path: Path, batches: Sequence[Arrays], label: str, tolerance: float = 1e-4
+    model: nn.Module,
+    inputs: Inputs,
+    path: Path,
+    batches: Sequence[Arrays],
+    label: str,
+    tolerance: float = 1e-4,
+    metadata: Mapping[str, str] | None = None,
 ) -> Delivery:
     """Export the model, simplify it, and check parity at both steps.
 
@@ -47,6 +55,7 @@ def deliver(
         batches: inputs that the forms are compared on; their names become the inputs' names.
         label: names the model in the parity stages, "dense" or "pruned".
         tolerance: largest relative error.
+        metadata: written into the file, by key.
 
     Raises:
         GraphError: the model cannot be exported.
@@ -62,6 +71,10 @@ def deliver(
 
     passes = run_passes(path, path, [SimplifyPass()], check)
     parity += [outcome.parity for outcome in passes if outcome.parity is not None]
+    if metadata:
+        proto = onnx.load(path)
+        onnx.helper.set_model_props(proto, dict(metadata))
+        write_atomically(path, proto.SerializeToString(deterministic=True))
     content = path.read_bytes()
     return Delivery(path, len(content), hashlib.sha256(content).hexdigest(), tuple(parity), tuple(passes))
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import Groups
-from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure
+from dtp_deploy.latency.timing import time_models
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.target import Arrays, TargetSpec
 
@@ -49,7 +50,7 @@ class LatencyProbe:
     def measure(self, plans: Mapping[str, PruningPlan]) -> dict[str, LatencyReport]:
         """A report for every plan, and one under `DENSE` for the dense model, all from one interleaved measurement."""
         models = {DENSE: self.dense_onnx} | {name: self._file(plan) for name, plan in plans.items()}
-        return measure(models, self.target, self.settings)
+        return time_models(models, self.target, self.settings)
 
     def _file(self, plan: PruningPlan) -> Path:
         widths = tuple(plan.widths().values())

@@ -10,3 +10,12 @@ from dtp_deploy.loading.data import load_data as load_data
 from dtp_deploy.loading.data import parse_input_shape as parse_input_shape
 from dtp_deploy.loading.factory import import_object as import_object
 from dtp_deploy.loading.factory import make_model as make_model
+from dtp_deploy.loading.foreign import load_foreign as load_foreign
+from dtp_deploy.loading.hooks import apply_hook as apply_hook
+from dtp_deploy.loading.inputs import InputSpec as InputSpec
+from dtp_deploy.loading.inputs import example_inputs as example_inputs
+from dtp_deploy.loading.inputs import parse_input as parse_input
+from dtp_deploy.loading.inspect import CheckpointInfo as CheckpointInfo
+from dtp_deploy.loading.inspect import inspect_checkpoint as inspect_checkpoint
+from dtp_deploy.loading.models import LoadedModel as LoadedModel
+from dtp_deploy.loading.models import load_model as load_model

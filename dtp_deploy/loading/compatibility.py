@@ -37,7 +37,7 @@ def with_torchvision(call: Callable[[], Result]) -> Result:
 @cache
 def _declare_operators() -> torch.library.Library:
     """The declarations live as long as what is returned, which the cache keeps."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in _OPERATORS:
-        library.define(operator)
+        library.define(operator)  # type: ignore[no-untyped-call]
     return library

@@ -42,7 +42,8 @@ def load_foreign(path: Path | str, *, trust: bool = False) -> ForeignModel:
         if info.kind == "torchscript":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated
-                return torch.jit.load(str(path), map_location="cpu")
+                script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return script
         return torch.export.load(str(path))
     except Exception as error:
         raise InputError(

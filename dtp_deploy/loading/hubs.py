@@ -133,31 +133,33 @@ def fitted(spec: HubSpec, model: nn.Module, weights: Mapping[str, Tensor]) -> Hu
     """
     first, last = _ends(spec, model)
     own = model.state_dict()
-    changes = {}
-    for key, layer, dim in (("num_classes", last, 0), ("in_chans", first, 1)):
+
+    def found(layer: str | None, dim: int) -> int | None:
         name = f"{layer}.weight"
-        if getattr(spec, key) is None and name in own and name in weights:
-            before, found = own[name].shape, weights[name].shape
-            if (
-                len(found) == len(before)
-                and found[dim] != before[dim]
-                and (key, spec.hub) != ("in_chans", "torchvision")
-            ):
-                changes[key] = int(found[dim])
-    return replace(spec, **changes)
+        if name not in own or name not in weights or own[name].ndim != weights[name].ndim:
+            return None
+        size = weights[name].shape[dim]
+        return None if size == own[name].shape[dim] else size
+
+    return replace(
+        spec,
+        num_classes=found(last, 0) if spec.num_classes is None else spec.num_classes,
+        in_chans=found(first, 1) if spec.in_chans is None else spec.in_chans,
+    )
 
 
 def suggestions(spec: HubSpec, model: nn.Module) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
     """Input shape (batch of 1) and preprocessing in the model's own configuration; None for what it does not name."""
-    try:
-        preprocessing = _timm_preprocessing(model) if spec.hub == "timm" else _torchvision_preprocessing(spec)
-    except DtpError:  # a configuration that our preprocessing cannot express
-        preprocessing = None
-    if spec.hub == "timm":
-        config = _timm_config(model)
-        return ((1, *config["input_size"]) if "input_size" in config else None), preprocessing
-    shape = None if preprocessing is None or preprocessing.output_shape is None else preprocessing.output_shape
-    return (None if shape is None else (1, *shape)), preprocessing
+    if spec.hub == "torchvision":
+        preset = _torchvision_preprocessing(spec)
+        return (None if preset is None or preset.output_shape is None else (1, *preset.output_shape)), preset
+    config: Mapping[str, Any] = importlib.import_module("timm.data").resolve_model_data_config(model)
+    if "input_size" not in config:
+        return None, None
+    usual, height, width = config["input_size"]
+    channels = usual if spec.in_chans is None else spec.in_chans
+    # Mean and std are for the usual channels: with others nobody knows what the model was trained with.
+    return (1, channels, height, width), (_timm_preprocessing(config) if channels == usual else None)
 
 
 def _import(spec: HubSpec) -> Any:  # noqa: ANN401 - a module without types
@@ -213,15 +215,13 @@ def _ends(spec: HubSpec, model: nn.Module) -> tuple[str | None, str | None]:
     return None, matrices[-1].removesuffix(".weight") if matrices else None
 
 
-def _timm_config(model: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] = importlib.import_module("timm.data").resolve_model_data_config(model)
-    return config
-
-
-def _timm_preprocessing(model: nn.Module) -> Preprocessing:
+def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     from dtp_deploy.loading.preprocessing import from_timm
 
-    return from_timm(_timm_config(model))
+    try:
+        return from_timm(config)
+    except DtpError:  # it asks for what our preprocessing cannot do, so the user must say what to do instead
+        return None
 
 
 def _torchvision_preprocessing(spec: HubSpec) -> Preprocessing | None:

@@ -22,7 +22,7 @@ DTYPES = {
 """The data types of inputs. No half precision: weights are float32 while a model is pruned."""
 
 _SHAPE = r"[1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})+|[1-9][0-9]{0,8}"
-_INPUT = re.compile(rf"(?:(?P<name>[^\W\d]\w*):)?(?P<shape>{_SHAPE})(?::(?P<dtype>[^:]*))?")
+_INPUT = re.compile(rf"(?:(?P<name>[^\W\d]\w*):)?(?P<shape>{_SHAPE})(?::(?P<dtype>[a-zA-Z]\w*))?")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dtp_deploy.errors import InputError, UsageError
 from dtp_deploy.loading.batches import CountedStream, check_batching, mixed_seed, rebatch
 from dtp_deploy.loading.factory import import_object
 from dtp_deploy.loading.source import Batch
-from dtp_deploy.loading.wording import cause
+from dtp_deploy.loading.wording import cause, shape_text
 
 _T = TypeVar("_T")
 _BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."
@@ -127,8 +127,8 @@ class LoaderData:
             shapes = tuple(tuple(x.shape[1:]) for x in inputs)
             if shapes != self.sample_shapes or (targets is not None) != self.labelled:
                 raise InputError(
-                    f"--data {self.name}: a batch has inputs of {shapes} {_with(targets is not None)} targets, and the "
-                    f"first validation batch {self.sample_shapes} {_with(self.labelled)}. Give all in one form."
+                    f"--data {self.name}: a batch has inputs of {_form(shapes, targets is not None)}, and the first "
+                    f"validation batch {_form(self.sample_shapes, self.labelled)}. Give all in one form."
                 )
             yield inputs, targets
 
@@ -219,8 +219,8 @@ def _kind(value: object) -> str:
     return f"tensor of {value.ndim} dimensions" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _with(targets: bool) -> str:
-    return "with" if targets else "without"
+def _form(shapes: tuple[tuple[int, ...], ...], targets: bool) -> str:
+    return f"{' and '.join(map(shape_text, shapes))} {'with' if targets else 'without'} targets"
 
 
 def _check_loader(spec: str, part: str, loader: object) -> None:

@@ -1,4 +1,4 @@
-"""A model ready to prune from whatever the user has: a pickle, weights and a factory, or a name at timm or torchvision."""
+"""A model ready to prune from what the user has: a pickle, weights and a factory, a name at timm or torchvision."""
 
 from __future__ import annotations
 

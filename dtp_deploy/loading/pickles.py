@@ -160,7 +160,9 @@ class _Recorder(pickle._Unpickler):
             return OrderedDict
         return type("Placeholder", (Placeholder,), {"imported": f"{module}.{name}"})
 
-    def persistent_load(self, pid: object) -> Placeholder:
+    def persistent_load(self, pid: object) -> object:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":  # the old format keeps classes so
+            return pid[1]
         return Placeholder()
 
     def get_extension(self, code: int) -> None:

@@ -34,7 +34,8 @@ def measure(
 
     `environment` of each report holds ``system``, ``before`` and ``after`` (see `dtp_deploy.profile.environment`),
     ``engine`` (runtime, version, device, threads, precision, options), ``warm_up``, ``attempts`` (p50_ms and stable of
-    each attempt, in order), ``interleaved_with`` and ``settings``.
+    each attempt, in order), ``interleaved_with`` and ``settings``; and ``details``, where the target measures by itself
+    and has more to tell (times of layers, power, warnings).
 
     Args:
         models: the files to measure, by a name of the caller's choice.
@@ -152,6 +153,8 @@ def _reports(result: Event, settings: MeasureSettings) -> dict[str, LatencyRepor
             "attempts": [{"p50_ms": attempt[name].p50_ms, "stable": attempt[name].stable} for attempt in attempts],
             "interleaved_with": [other for other in best if other != name],
         }
+        if result["details"][name]:
+            environment["details"] = result["details"][name]
         reports[name] = LatencyReport.from_blocks(report.blocks_ms, shared | environment)
     return reports
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ from dtp_deploy.profile.protocol import Job, write_event
 from dtp_deploy.profile.report import LatencyReport
 from dtp_deploy.profile.sampling import Run, WarmUp, block_sizes, interleave, warm_up
 from dtp_deploy.profile.settings import MeasureSettings
-from dtp_deploy.target import Session, find_target, random_inputs
+from dtp_deploy.target import Attempt, Engine, Session, find_target, random_inputs
 
 _GRACE_S = 10
 
@@ -41,36 +41,62 @@ def _measure(job: Job, events: TextIO) -> dict[str, Any]:
     began = time.monotonic()
     target = find_target(job.target)
     settings = job.settings
+    engines: dict[str, Engine] = {}
+    for name, path in job.models.items():
+        write_event(events, "stage", stage="building", model=name)
+        engines[name] = target.build(path)
+    infos = {name: asdict(engine.info) for name, engine in engines.items()}
+    attempts: list[Attempt] = []
     with ExitStack() as sessions:
         runs: dict[str, Run] = {}
-        engines = {}
-        for name, path in job.models.items():
-            write_event(events, "stage", stage="building", model=name)
-            engine = target.build(path)
-            engines[name] = asdict(engine.info)
-            session = sessions.enter_context(engine.open())
-            _check_outputs(session)
-            runs[name] = _rotation(session, settings)
-        before = snapshot()
-        attempts: list[dict[str, list[list[int]]]] = []
         while True:
             attempt_began = time.monotonic()
-            warm_ups = _warm_up(runs, settings, events)
-            rounds, sizes = block_sizes({name: result.median_ns for name, result in warm_ups.items()}, settings)
-            attempts.append(interleave(runs, rounds, sizes, _tell(events, "measuring")))
+            write_event(events, "stage", stage="measuring", model=None)
+            attempt = target.measure(engines, asdict(settings))
+            if attempt is None:
+                runs = runs or _open(engines, settings, sessions, events)
+                attempt = _attempt(runs, settings, events)
+            attempts.append(attempt)
             now = time.monotonic()
             has_time = now - began + 1.5 * (now - attempt_began) < settings.timeout_s
-            if _is_stable(attempts[-1]) or len(attempts) > settings.repeats or not has_time:
+            if _is_stable(attempt.blocks_ns) or len(attempts) > settings.repeats or not has_time:
                 break
-        after = snapshot()
     return {
-        "attempts_ns": attempts,
-        "engines": engines,
-        "warm_up": {name: asdict(result) for name, result in warm_ups.items()},
-        "system": system_info(),
-        "before": before,
-        "after": after,
+        "attempts_ns": [attempt.blocks_ns for attempt in attempts],
+        "engines": infos,
+        "warm_up": attempts[-1].warm_up,
+        "system": attempts[-1].system,
+        "before": attempts[0].before,
+        "after": attempts[-1].after,
+        "details": attempts[-1].details,
     }
+
+
+def _open(
+    engines: Mapping[str, Engine], settings: MeasureSettings, sessions: ExitStack, events: TextIO
+) -> dict[str, Run]:
+    runs = {}
+    for name, engine in engines.items():
+        write_event(events, "stage", stage="building", model=name)
+        session = sessions.enter_context(engine.open())
+        _check_outputs(session)
+        runs[name] = _rotation(session, settings)
+    return runs
+
+
+def _attempt(runs: Mapping[str, Run], settings: MeasureSettings, events: TextIO) -> Attempt:
+    before = snapshot()
+    warm_ups = _warm_up(runs, settings, events)
+    rounds, sizes = block_sizes({name: result.median_ns for name, result in warm_ups.items()}, settings)
+    blocks_ns = interleave(runs, rounds, sizes, _tell(events, "measuring"))
+    return Attempt(
+        blocks_ns=blocks_ns,
+        warm_up={name: asdict(result) for name, result in warm_ups.items()},
+        system=system_info(),
+        before=before,
+        after=snapshot(),
+        details={name: {} for name in runs},
+    )
 
 
 def _check_outputs(session: Session) -> None:
@@ -100,7 +126,7 @@ def _warm_up(runs: Mapping[str, Run], settings: MeasureSettings, events: TextIO)
     return results
 
 
-def _is_stable(attempt: Mapping[str, list[list[int]]]) -> bool:
+def _is_stable(attempt: Mapping[str, Sequence[Sequence[int]]]) -> bool:
     return all(LatencyReport.from_blocks(blocks).stable for blocks in attempt.values())
 
 

@@ -16,8 +16,8 @@ ScoreStart = Literal["l2", "uniform"]
 def initial_scores(model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2") -> tuple[Tensor, ...]:
     """One score a unit for every group, each of shape [units,], float64, of mean 0 to within 1e-4.
 
-    No two are equal: units with equal scores would share the mass for ever. The lower index counts more, relative to the
-    size of its group, so that among equal units every layer keeps the same share.
+    No two are equal: units with equal scores would share the mass for ever. The lower index counts more, relative to
+    the size of its group, so that among equal units every layer keeps the same share.
 
     Raises:
         UsageError: `start` is not known.

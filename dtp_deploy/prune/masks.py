@@ -74,6 +74,10 @@ def cost_of(budget: Budget, model: nn.Module, groups: Groups) -> WidthFunction:
     )
 
 
+_LARGEST_LAG = 0.1
+"""How far, as a share of the budget, the masks of "sinkhorn-1" may be from it before it is solved exactly."""
+
+
 class _UnitCost:
     """A cost of widths, seen as a cost of single masks."""
 
@@ -152,7 +156,7 @@ class ChannelMasks:
             raise BudgetError(
                 f"--{budget.kind} {budget} is a limit of {self.limit:.6g}, but one channel in every layer that may be "
                 f"pruned still costs {self.smallest_cost:.6g} of the dense {self.dense_cost:.6g}. "
-                f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10}% or more."
+                f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10:g}% or more."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
         self.floors = floor_units(prunable, self.cost, self.limit, self.settings.floor_share, self.settings.floor_units)
@@ -187,7 +191,7 @@ class ChannelMasks:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
 
         Call it after the optimiser's step. Where several processes train together, the mean of their gradients counts,
-        so that all of them keep the same masks. Gradients of several backward passes add up, as they do in an optimiser.
+        so that all of them keep the same masks. Gradients of several backward passes add up, as in an optimiser.
         After `steps` calls the masks are hard and stay as they are.
 
         Raises:
@@ -250,7 +254,10 @@ class ChannelMasks:
         if self.settings.solver == "sinkhorn-1" and self.budget.scope == "global":
             # One iteration moves little: a potential from far outside of the scores would never come back.
             logits = problem.logits()
-            return sinkhorn_step(problem, min(max(start, float(logits.min()) - 9), float(logits.max()) + 9))
+            result = sinkhorn_step(problem, min(max(start, float(logits.min()) - 9), float(logits.max()) + 9))
+            # Where it lags too far behind, and at the last step, the budget is caught up with at once.
+            if self._step < self.steps and abs(result.marginal_error) <= _LARGEST_LAG:
+                return result
         return solve_exact(problem, start)
 
     def _epsilon_for(self, problem: TransportProblem, wanted: float) -> float:
@@ -351,7 +358,7 @@ class ChannelMasks:
         """Take the masks off and leave the weights as the masks make them now."""
         for module, leaf, order in self._parametrised:
             parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
-            for name in order:  # the parameter came back as the last one: give all of them their old places
+            for name in order:  # the parameter came back as the last one: give them their old places
                 parameter = module._parameters.pop(name)
                 module.register_parameter(name, parameter)
         self._parametrised = []

@@ -3,9 +3,9 @@
 Runtimes without weak typing (TensorRT 11, TensorRT for RTX, strongly typed builds of TensorRT 10) compute in the types
 that the file states, so this is what asking them for fp16 means. Inputs and outputs stay float32, with a Cast at each.
 
-Which inputs and outputs of a node may be float16 is read from the operator's schema in ONNX, not from a list: the scales
-of a Resize, for example, must stay float32, and get a Cast back. Operators that sum squares or exponentials, where
-float16 ends at 65504, are computed in float32 (`KEPT`).
+Which inputs and outputs of a node may be float16 is read from the operator's schema in ONNX, not from a list: the
+scales of a Resize, for example, must stay float32, and get a Cast back. Operators that sum squares or exponentials,
+where float16 ends at 65504, are computed in float32 (`KEPT`).
 """
 
 from collections.abc import Collection, Iterator

@@ -88,6 +88,10 @@ class ModelEntry(_Part):
     params: Count = Field(description="number of parameters")
     size_bytes: Count = Field(description="all files that would be delivered (ONNX, weights included)")
     latency: LatencyEntry | None = Field(description="null where the target cannot run here")
+    predicted_ms: Positive | None = Field(
+        None,
+        description="latency from the device's data sheet, where the target cannot run here: predicted, not measured",
+    )
 
 
 class GroupEntry(_Part):

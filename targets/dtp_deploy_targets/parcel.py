@@ -11,7 +11,17 @@ RUNNER = "dtp_runner.pyz"
 LEAST_PYTHON = (3, 8)
 
 _LIBRARY = ("errors.py", "profile/environment.py", "profile/sampling.py", "profile/settings.py")
-_MAIN = "import sys\n\nfrom dtp_deploy_targets.runner.__main__ import main\n\nsys.exit(main())\n"
+# No syntax newer than Python 2, so that an old Python can say what it is.
+_MAIN = f"""import sys
+
+if sys.version_info < {LEAST_PYTHON}:
+    found = "%d.%d" % sys.version_info[:2]
+    sys.exit("dtp_runner needs Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer; this is Python " + found)
+
+from dtp_deploy_targets.runner.__main__ import main
+
+sys.exit(main())
+"""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same sources give the same bytes
 
 

@@ -38,19 +38,21 @@ CHANNEL_MULTIPLE = {"fp32": 1, "fp16": 8, "int8": 32}
 FEW_CHANNELS = 4
 """First layers have kernels of their own: up to four input channels cost as four."""
 
-_FREE = frozenset(
-    ["DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze"]
-)
+# fmt: off
+_FREE = frozenset([
+    "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze",
+])
 """No kernel: a view, or part of the kernel beside it."""
-_POINTWISE = frozenset(
-    ["Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu"]
-    + ["HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal"]
-    + ["Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Swish", "Tanh", "Where"]
-)
+_POINTWISE = frozenset([
+    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal",
+    "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Swish", "Tanh", "Where",
+])
 """Computed inside the kernel that makes their input; only a second operand is read besides."""
-_UNPREDICTABLE = frozenset(
-    ["Attention", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"]
-)
+_UNPREDICTABLE = frozenset([
+    "Attention", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan",
+])
+# fmt: on
 
 _Shapes = dict[str, tuple[tuple[int, ...], int]]
 """Shape, and ONNX element type, of every tensor."""
@@ -231,7 +233,7 @@ def _padded(channels: int, precision: str) -> int:
 
 
 def _bytes(shape: tuple[int, ...], element_type: int, precision: str, constant: bool) -> int:
-    """What a tensor takes in memory: its channels padded, floats in the precision of the engine, integers as they are."""
+    """What a tensor takes in memory: its channels padded, floats in the engine's precision, integers as they are."""
     from onnx import helper
 
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(element_type))

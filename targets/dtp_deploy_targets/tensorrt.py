@@ -1,13 +1,15 @@
 """A GPU in this machine through TensorRT 10 or 11, by its Python package, or else by trtexec."""
 
 import tempfile
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dtp_deploy.errors import TargetError, UsageError
-from dtp_deploy.target import Availability, Engine, Target
+from dtp_deploy.target import Attempt, Availability, Engine, Target
 from dtp_deploy_targets import cuda
 from dtp_deploy_targets.engine_cache import Built, cache_folder, cached, key_of
 from dtp_deploy_targets.prepare import prepare
@@ -15,7 +17,7 @@ from dtp_deploy_targets.runner.board import find_trtexec
 from dtp_deploy_targets.runner.trtexec import Version
 from dtp_deploy_targets.trt_build import BuildSettings, build, check_options, labelled
 from dtp_deploy_targets.trt_session import ApiEngine
-from dtp_deploy_targets.trt_trtexec import TrtexecEngine
+from dtp_deploy_targets.trt_trtexec import LocalTrtexec, TrtexecEngine
 
 LEAST_VERSION = Version(10)
 LEVELS = range(6)
@@ -56,6 +58,7 @@ class TensorRtTarget(Target):
                 f"optimization_level {optimization_level} is not possible for target 'tensorrt'. Give 0 to 5."
             )
         self._settings = BuildSettings(precision, device, workspace_mib, optimization_level)
+        self._trtexec: LocalTrtexec | None = None
 
     def availability(self) -> Availability:
         """Whether TensorRT 10 or newer is installed, in either form, and there is a GPU."""
@@ -79,13 +82,14 @@ class TensorRtTarget(Target):
     def _build(self, model_path: Path) -> Engine:
         with labelled(self.name, model_path):
             if find_spec("tensorrt") is None:
-                return self._by_trtexec(model_path)
+                self._trtexec = self._trtexec or LocalTrtexec(self._settings.precision)
+                return self._trtexec.build(model_path)
             try:
                 trt = import_module("tensorrt")
             except ImportError as error:
                 raise TargetError(
-                    f"the package tensorrt cannot be imported ({str(error).splitlines()[0]}). Install TensorRT with its "
-                    "libraries, or add their folder to LD_LIBRARY_PATH."
+                    f"the package tensorrt cannot be imported ({str(error).splitlines()[0]}). Install TensorRT with "
+                    "its libraries, or add their folder to LD_LIBRARY_PATH."
                 ) from error
             found = Version.parse(trt.__version__)
             if found is None or found < LEAST_VERSION:
@@ -112,8 +116,14 @@ class TensorRtTarget(Target):
             built, was_cached = cached(key, fresh)
         return ApiEngine(model_path, trt, built, self._settings, {"cached": was_cached})
 
-    def _by_trtexec(self, model_path: Path) -> Engine:
-        return TrtexecEngine(model_path, self._settings.precision)
+    def measure(self, engines: Mapping[str, Engine], settings: Mapping[str, Any]) -> Attempt | None:
+        """Measured by trtexec where it built the engines; else the sessions are timed."""
+        built = {name: engine for name, engine in engines.items() if isinstance(engine, TrtexecEngine)}
+        if not built:
+            return None
+        assert self._trtexec is not None
+        assert built.keys() == engines.keys()
+        return self._trtexec.measure(built, settings)
 
 
 def _package_version() -> Version | None:

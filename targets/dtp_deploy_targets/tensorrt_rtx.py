@@ -1,4 +1,4 @@
-"""TensorRT for RTX: engines that are built anywhere, without a GPU even, and compiled for the GPU when they are loaded."""
+"""TensorRT for RTX: engines that are built anywhere, even without a GPU, and compiled for the GPU when loaded."""
 
 import tempfile
 from importlib import import_module
@@ -17,7 +17,8 @@ class TensorRtRtxTarget(Target):
     """An NVIDIA RTX GPU of this machine, by TensorRT for RTX.
 
     Args:
-        precision: "fp32" (without TF32), "fp16" (inputs and outputs stay float32), or "int8" for a model with Q/DQ nodes.
+        precision: "fp32" (without TF32), "fp16" (inputs and outputs stay float32), or "int8" for a model with Q/DQ
+            nodes.
         device: the index of the GPU.
 
     Raises:

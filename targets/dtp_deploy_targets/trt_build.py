@@ -25,8 +25,8 @@ from dtp_deploy_targets.runner.layers import parse_layers, precision_fault, prec
 
 _log = logging.getLogger(__name__)
 
-_MATRIX_KINDS = frozenset({"correlation", "convolution", "conv", "gemm", "matmul"})
-"""The layers that compute with weights which newer engines list as constants."""
+_MATRIX_KINDS = frozenset({"correlation", "convolution", "conv", "gemm", "matmul", "runtime_fusion"})
+"""The layers that compute with weights which newer engines list as constants, beside scales of one element."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def inspected_layers(trt: ModuleType, plan: bytes, log: Any, device: int) -> lis
 def layers_of_log(text: str) -> list[dict[str, Any]]:
     """The layers that a builder's log lists, one a line, as the inspector's JSON would give them.
 
-    >>> line = ("Name: a, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [1,8], Datatype: Half, Format: (Linear) F }], "
+    >>> line = ("Name: a, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [1,8], Datatype: Half, Format: L }], "
     ...         "Constants: [], Outputs: [], TacticName: t, StreamId: 0")
     >>> layers_of_log(line)[0]["Inputs"]
     [{'Name': 'x', 'Dimensions': [1, 8], 'Datatype': 'Half'}]
@@ -227,12 +227,11 @@ def _tensors(text: str) -> list[dict[str, Any]]:
 
 def _normalised(layer: dict[str, Any]) -> dict[str, Any]:
     """A layer with its weights where older engines have them: as "Weights", not among the constants."""
-    constants = layer.get("Constants") or []
-    if layer.get("Weights") or not constants or layer.get("LayerType", "").lower() not in _MATRIX_KINDS:
+    constants = [(int(np.prod(tensor["Dimensions"])), tensor["Datatype"]) for tensor in layer.get("Constants") or []]
+    count, dtype = max(constants, default=(0, ""))
+    if count <= 1 or layer.get("Weights") or layer.get("LayerType", "").lower() not in _MATRIX_KINDS:
         return layer
-    largest = max(constants, key=lambda tensor: np.prod(tensor["Dimensions"]))
-    weights = {"Type": largest["Datatype"], "Count": int(np.prod(largest["Dimensions"]))}
-    return {**layer, "Weights": weights}
+    return {**layer, "Weights": {"Type": dtype, "Count": count}}
 
 
 def check_precision(asked: str, layers: Sequence[Mapping[str, Any]]) -> str:

@@ -70,7 +70,7 @@ class ApiSession(Session):
             self._log = make_log(trt)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(built.plan)
-            self._context = self._engine.create_execution_context() if self._engine is not None else None
+            self._context: Any = self._engine.create_execution_context() if self._engine is not None else None
             if self._context is None:
                 raise TargetError(f"the engine could not be loaded: {explain_failure('', self._log.errors())}")
             self._addresses: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Running and measuring models with ONNX Runtime's CPU provider: on this machine, or on a board. Python 3.8 or newer."""
+"""Running and measuring models with ONNX Runtime's CPU provider: on this machine, or on a board."""
 
 from __future__ import annotations
 
@@ -86,6 +86,8 @@ class OnnxBackend:
     """Models by name, in ONNX Runtime on this board."""
 
     def __init__(self, threads: int) -> None:
+        import onnxruntime  # noqa: F401 - to learn at once that it is missing
+
         self._threads = threads
         self._sessions: dict[str, Any] = {}
         self._samples: dict[str, dict[str, Any]] = {}

@@ -191,7 +191,7 @@ def _text(path: Path) -> str:
 
 
 class PowerMeter:
-    """Runs tegrastats in the background, where there is one: ``with PowerMeter() as meter: ... meter.between(a, b)``."""
+    """Runs tegrastats in the background, where there is one: ``with PowerMeter() as meter: meter.between(a, b)``."""
 
     def __init__(self, program: str = "tegrastats", interval_ms: int = 100) -> None:
         self._command = [program, "--interval", str(interval_ms)]

@@ -7,13 +7,33 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 GREETING = b"dtp-deploy runner 1\n"
 """The first line that the runner writes: whatever a login shell prints comes before it."""
+
+
+class Reader(Protocol):
+    """What messages are read from."""
+
+    def readline(self) -> bytes:
+        """A line with its end, or what is left."""
+
+    def read(self, size: int, /) -> bytes:
+        """`size` bytes, or what is left."""
+
+
+class Writer(Protocol):
+    """What messages are written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of `data`."""
+
+    def flush(self) -> object:
+        """Hand on what was taken."""
 
 
 class Blob(NamedTuple):
@@ -32,7 +52,7 @@ class Message(NamedTuple):
     blobs: dict[str, Blob]
 
 
-def write_message(stream: BinaryIO, header: dict[str, Any], blobs: Iterable[Blob] = ()) -> None:
+def write_message(stream: Writer, header: dict[str, Any], blobs: Iterable[Blob] = ()) -> None:
     """Send one message at once."""
     sent = list(blobs)
     arrays = [
@@ -45,7 +65,7 @@ def write_message(stream: BinaryIO, header: dict[str, Any], blobs: Iterable[Blob
     stream.flush()
 
 
-def read_message(stream: BinaryIO) -> Message | None:
+def read_message(stream: Reader) -> Message | None:
     """The next message, or None where the stream ends, in the middle of a message or not.
 
     Raises:

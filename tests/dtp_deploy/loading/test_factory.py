@@ -1,6 +1,4 @@
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from torch import nn
@@ -9,22 +7,6 @@ from dtp_deploy.errors import DtpError, InputError, UsageError
 from dtp_deploy.loading.factory import import_object, make_model
 
 Write = Callable[[str, str], None]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a module into the working directory; what it changes in the interpreter is undone."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def write(name: str, code: str) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(code)
-
-    return write
 
 
 def assert_error(spec: str, kind: type[DtpError], message: str) -> None:

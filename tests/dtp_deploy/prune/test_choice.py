@@ -139,7 +139,9 @@ def test_what_the_threshold_leaves_is_filled_with_what_fits():
     # The threshold stops at the expensive unit of "a"; two cheap units of "b" with lower scores still fit.
     groups = [ChannelGroup("a", 2, 1, ()), ChannelGroup("b", 3, 1, ())]
     scores = [vector([9, 5]), vector([8, 2, 1])]
-    kept = choose_channels(groups, scores, ChannelCount(vector([10, 1])), 13, [WidthLevels((1, 2)), WidthLevels((1, 2, 3))])
+    kept = choose_channels(
+        groups, scores, ChannelCount(vector([10, 1])), 13, [WidthLevels((1, 2)), WidthLevels((1, 2, 3))]
+    )
     assert kept == {"a": [0], "b": [0, 1, 2]}
 
 

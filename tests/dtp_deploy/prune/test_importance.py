@@ -4,9 +4,10 @@ from torch import nn
 
 from dtp_deploy.errors import UsageError
 from dtp_deploy.graph import find_groups
-from dtp_deploy.prune import prove
 from dtp_deploy.prune.importance import initial_scores, unit_norms
 from dtp_deploy.testing.zoo import ZOO
+
+from .proven import proven
 
 
 def chain():
@@ -37,8 +38,7 @@ def test_scores_start_with_the_relative_norm_or_equal():
 @pytest.mark.parametrize("name", ["residual", "grouped", "detector", "attention"])
 def test_no_two_scores_are_equal_even_if_all_weights_are(name, start):
     entry = ZOO[name]
-    model = entry.model()
-    groups = prove(model, find_groups(model, entry.inputs()))
+    model, groups = proven(entry)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)

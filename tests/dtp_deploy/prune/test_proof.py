@@ -100,6 +100,24 @@ def test_a_model_with_a_precision_written_into_it_is_proven_in_float32():
     }
 
 
+class TwoInputs(nn.Module):
+    """An image, and the number of a class whose embedding is added to every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classes, self.exit = nn.Conv2d(3, 8, 1), nn.Embedding(4, 8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        return self.exit(torch.relu(self.conv(x) + self.classes(number)[:, :, None, None]))
+
+
+def test_a_model_of_two_inputs_whose_indices_stay_as_they_are_given():
+    model = randomise(TwoInputs(), 0)
+    (group, _) = prove(model, find_groups(model, (IMAGE, torch.tensor([3]))))
+    assert group.frozen_because is None
+    assert {piece.tensor for piece in group.slices} == {"conv.weight", "conv.bias", "classes.weight", "exit.weight"}
+
+
 class Notes:
     """A listener that remembers."""
 

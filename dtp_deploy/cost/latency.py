@@ -1,0 +1,226 @@
+"""Latency as a function of the widths: a constant and one table a layer. Who fills the tables is not asked here.
+
+A table holds the time of a layer over its numbers of input and output channels. Between the points of its grid the
+time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase the grid lies on the
+edges of the steps, and only those widths are chosen in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dtp_deploy.graph import ChannelGroup
+
+Floats = npt.NDArray[np.float64]
+
+_RISE = 1e-3
+"""Share of the dense latency that the envelope adds for all groups together, so that no width is free of charge."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """The time of one layer over its widths.
+
+    Attributes:
+        inputs: grid of input channels, ascending, at least one. One alone stands for "does not depend on it".
+        outputs: grid of output channels, likewise.
+        ms: milliseconds, one row for each of `inputs`.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ms: tuple[tuple[float, ...], ...]
+
+    def rising(self) -> LayerTime:
+        """The same with times that never fall along either axis.
+
+        The mean of the smallest such table above this one and the largest below it: what was out of order becomes level.
+
+        >>> LayerTime((1,), (8, 16, 32), ((2.0, 1.0, 3.0),)).rising().ms
+        ((1.5, 1.5, 3.0),)
+        """
+        table = np.array(self.ms)
+        above = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
+        reverse = table[::-1, ::-1]
+        below = np.minimum.accumulate(np.minimum.accumulate(reverse, axis=0), axis=1)[::-1, ::-1]
+        return LayerTime(self.inputs, self.outputs, _rows((above + below) / 2))
+
+    def scaled(self, factor: float) -> LayerTime:
+        """All times multiplied by `factor`."""
+        return LayerTime(self.inputs, self.outputs, _rows(np.array(self.ms) * factor))
+
+    def at(self, inputs: float, outputs: float) -> float:
+        """Milliseconds at some widths, bilinear; outside of the grid as at its edge.
+
+        >>> LayerTime((8, 16), (8, 16), ((1.0, 2.0), (2.0, 4.0))).at(12, 16)
+        3.0
+        """
+        along = [np.interp(outputs, self.outputs, row) for row in self.ms]
+        return float(np.interp(inputs, self.inputs, along))
+
+
+@dataclass(frozen=True)
+class ChannelSum:
+    """A number of channels as a function of the units kept: offset + sum of slope * units.
+
+    Attributes:
+        offset: channels that no group prunes.
+        slopes: one a prunable group, [G,].
+    """
+
+    offset: float
+    slopes: tuple[float, ...]
+
+
+def channel_sum(tensor: str, dim: int, size: int, groups: Sequence[ChannelGroup], factor: int = 1) -> ChannelSum:
+    """How the size of one dimension of a weight follows from the groups.
+
+    Args:
+        tensor: the weight's name.
+        dim: the dimension.
+        size: its size in the dense model.
+        groups: the prunable groups, G of them.
+        factor: channels that one index of the dimension stands for (the groups of a grouped convolution).
+    """
+    slopes = [0.0] * len(groups)
+    for number, group in enumerate(groups):
+        for piece in group.slices:
+            if (piece.tensor, piece.dim) == (tensor, dim):
+                slopes[number] = factor * sum(unit >= 0 for unit in piece.unit_of_index) / group.units
+    pruned = sum(slope * group.units for slope, group in zip(slopes, groups, strict=True))
+    return ChannelSum(factor * size - pruned, tuple(slopes))
+
+
+@dataclass(frozen=True)
+class TimedLayer:
+    """One layer of the network: its table, and how its widths follow from the groups."""
+
+    time: LayerTime
+    inputs: ChannelSum
+    outputs: ChannelSum
+
+
+class LatencyCost:
+    """Milliseconds of a network as a function of the widths, with its gradient: a `WidthFunction`.
+
+    As called it is a continuous envelope that rises with every width, to train against. `exact` is what the target is
+    believed to take: widths between two steps of the staircase cost what the upper one costs.
+
+    Args:
+        layers: all timed layers of the network, at least one.
+        units: units of each prunable group in the dense model, [G,].
+        constant_ms: time that no width changes.
+        steps: the target's preferred multiples of input and of output channels.
+    """
+
+    def __init__(
+        self, layers: Sequence[TimedLayer], units: Sequence[int], constant_ms: float, steps: tuple[int, int] = (1, 1)
+    ) -> None:
+        self.layers, self.constant_ms, self.steps = tuple(layers), constant_ms, steps
+        self._units = torch.tensor([float(count) for count in units], dtype=torch.float64)
+        self._sides = (
+            _Side([(layer.inputs, layer.time.inputs) for layer in layers]),
+            _Side([(layer.outputs, layer.time.outputs) for layer in layers]),
+        )
+        rows, columns = (side.grid.shape[1] for side in self._sides)
+        # Grids have different lengths; a table is continued with its last row and column, which nothing reaches.
+        self._ms = torch.stack([_padded(layer.time.ms, rows, columns) for layer in layers])
+        self._rise = torch.zeros_like(self._units)
+        self._rise = _RISE * float(self(self._units)[0]) / (len(units) * self._units)
+
+    def __call__(self, widths: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self._interpolate([side.channels(widths) for side in self._sides])
+        return value + self._rise @ widths, gradient + self._rise
+
+    def exact(self, widths: Tensor) -> float:
+        """Milliseconds at whole widths, [G,], float64, each layer on its step of the staircase."""
+        channels = [
+            _round_up(side.channels(widths), step, side.largest)
+            for side, step in zip(self._sides, self.steps, strict=True)
+        ]
+        return float(self._interpolate(channels)[0])
+
+    def _interpolate(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        (row, down, down_slope), (column, right, right_slope) = (
+            side.place(each) for side, each in zip(self._sides, channels, strict=True)
+        )
+        layer = torch.arange(len(self._ms))
+        a, b = self._ms[layer, row, column], self._ms[layer, row, column + 1]
+        c, d = self._ms[layer, row + 1, column], self._ms[layer, row + 1, column + 1]
+        upper, lower = a + right * (b - a), c + right * (d - c)
+        value = self.constant_ms + (upper + down * (lower - upper)).sum()
+        by_row = (lower - upper) * down_slope
+        by_column = ((b - a) + down * ((d - c) - (b - a))) * right_slope
+        return value, by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
+
+    def preferred_widths(self) -> list[tuple[int, ...]]:
+        """For every prunable group the numbers of units that are worth having, ascending; the full one is the last.
+
+        A width is left out where a larger one is not slower, all other groups full: there, pruning would only cost
+        accuracy. That gives the steps of the staircase, and all of a layer whose time does not fall at all.
+        """
+        preferred = []
+        for number, units in enumerate(self._units.tolist()):
+            widths = self._units.clone()
+            kept: list[int] = []
+            fastest = float("inf")
+            for count in range(int(units), 0, -1):
+                widths[number] = count
+                now = self.exact(widths)
+                if now < fastest * (1 - 1e-9):
+                    kept.append(count)
+                    fastest = now
+            preferred.append(tuple(reversed(kept)))
+        return preferred
+
+
+class _Side:
+    """The input or the output side of all layers: channels from widths, and their place in each layer's grid.
+
+    Attributes:
+        slopes: shape [L, G].
+        grid: shape [L, K], K >= 2, strictly rising.
+        largest: last real point of each grid, [L,].
+    """
+
+    def __init__(self, layers: Sequence[tuple[ChannelSum, tuple[int, ...]]]) -> None:
+        self.offsets = torch.tensor([channels.offset for channels, _ in layers], dtype=torch.float64)
+        self.slopes = torch.tensor([channels.slopes for channels, _ in layers], dtype=torch.float64)
+        length = max(2, *(len(grid) for _, grid in layers))
+        rows = [[*grid, *(grid[-1] + 1 + extra for extra in range(length - len(grid)))] for _, grid in layers]
+        self.grid = torch.tensor(rows, dtype=torch.float64)
+        self.smallest = self.grid[:, 0].clone()
+        self.largest = torch.tensor([float(grid[-1]) for _, grid in layers], dtype=torch.float64)
+
+    def channels(self, widths: Tensor) -> Tensor:
+        """Channels of every layer, [L,]."""
+        return self.offsets + self.slopes @ widths
+
+    def place(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Interval of the grid, position in it in [0, 1], and the slope of that position; each [L,]."""
+        inside = channels.clamp(self.smallest, self.largest)
+        index = (torch.searchsorted(self.grid, inside[:, None]) - 1).clamp_min(0)
+        low, high = self.grid.gather(1, index)[:, 0], self.grid.gather(1, index + 1)[:, 0]
+        return index[:, 0], (inside - low) / (high - low), 1 / (high - low)
+
+
+def _round_up(channels: Tensor, step: int, largest: Tensor) -> Tensor:
+    """To the next multiple of `step`, or the full width; a single channel stays one."""
+    rounded = torch.minimum((channels / step - 1e-9).ceil() * step, largest)
+    return torch.where(channels <= 1, channels, rounded)
+
+
+def _padded(table: Sequence[Sequence[float]], rows: int, columns: int) -> Tensor:
+    array = np.array(table)
+    padding = ((0, rows - array.shape[0]), (0, columns - array.shape[1]))
+    return torch.from_numpy(np.pad(array, padding, mode="edge"))
+
+
+def _rows(table: Floats) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in table)

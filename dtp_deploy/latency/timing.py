@@ -1,0 +1,53 @@
+"""The time of models on a target: measured where it can run here, and predicted, and called so, where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dtp_deploy.errors import TargetError
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure
+from dtp_deploy.target import PredictedLatency, TargetSpec, find_target
+
+
+def can_measure(target: TargetSpec) -> bool:
+    """Whether the target runs models here."""
+    return find_target(target).availability().available
+
+
+def predict(path: Path, target: TargetSpec) -> PredictedLatency:
+    """What a model would take on a target that cannot run here.
+
+    Raises:
+        TargetError: the target does not predict either.
+    """
+    found = find_target(target)
+    prediction = found.predict(path)
+    if prediction is None:
+        state = found.availability()
+        raise TargetError(f"Target '{found.name}' {state.reason}, and it cannot predict. {state.install}".strip())
+    return prediction
+
+
+def time_models(
+    models: Mapping[str, Path], target: TargetSpec, settings: MeasureSettings | None = None
+) -> dict[str, LatencyReport]:
+    """Latencies of several models, measured in turns, or predicted: then each report has one sample, the prediction,
+    and ``environment["basis"]`` is "predicted".
+
+    Raises:
+        TargetError: the target can do neither, or its runtime failed.
+    """
+    if can_measure(target):
+        return measure(models, target, settings)
+    reports = {}
+    for name, path in models.items():
+        prediction = predict(path, target)
+        environment = {"basis": "predicted", "device": prediction.device, "assumptions": list(prediction.assumptions)}
+        reports[name] = LatencyReport.from_samples([prediction.ms], environment)
+    return reports
+
+
+def is_predicted(report: LatencyReport) -> bool:
+    """Whether `time_models` could not measure it."""
+    return report.environment.get("basis") == "predicted"

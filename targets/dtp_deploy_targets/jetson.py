@@ -1,0 +1,109 @@
+"""NVIDIA Jetson boards: TensorRT engines, built and measured on the board itself with its own trtexec."""
+
+from pathlib import Path
+
+from dtp_deploy.errors import TargetError, UsageError
+from dtp_deploy.target import Availability, Engine
+from dtp_deploy_targets.connection import Connection
+from dtp_deploy_targets.devices import DeviceProfile, find_device
+from dtp_deploy_targets.remote import RemoteBoard, RemoteTarget
+from dtp_deploy_targets.runner.board import detect
+from dtp_deploy_targets.runner.trtexec import PRECISIONS
+from dtp_deploy_targets.ssh import ssh_availability
+
+
+class JetsonTarget(RemoteTarget):
+    """A Jetson with JetPack 6.1 (TensorRT 10.3) or newer: this machine, or one over ssh.
+
+    The engine is built on the board, where it stays and is found again. The times are those of the GPU, with a CUDA
+    graph and without copies. The precision that the engine really has is read from it: one that runs mostly in another
+    precision than was asked for is an error.
+
+    Args:
+        host: as ssh takes it ("user@board"); "" if this machine is the board.
+        board: which board it is ("orin-nano"), to be sure that the right one answers.
+        precision: "fp16", "fp32" (without TF32), or "int8" for a model with quantize and dequantize nodes.
+        dla: the DLA core to use, with the GPU for what it cannot do; -1 for none.
+        lock_clocks: lock the clocks at the maxima of the power mode while measuring; needs root there, or sudo without
+            a password for jetson_clocks. They are put back whatever happens.
+        config: an ssh configuration to use in place of the user's.
+        python: the Python on the board, 3.8 or newer.
+        folder: where on the board files may be put for a while.
+        cache: the folder on the board that keeps the engines.
+
+    Raises:
+        UsageError: an option is out of range, or nobody knows that board.
+    """
+
+    name = "jetson"
+    summary = "An NVIDIA Jetson board, by TensorRT there"
+
+    def __init__(
+        self,
+        *,
+        host: str = "",
+        board: str = "",
+        precision: str = "fp16",
+        dla: int = -1,
+        lock_clocks: bool = False,
+        config: str = "",
+        python: str = "python3",
+        folder: str = "",
+        cache: str = "~/.cache/dtp-deploy",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"precision={precision!r} is not possible for target 'jetson'. Give one of: {', '.join(PRECISIONS)}."
+            )
+        self._profile: DeviceProfile | None = find_device(board) if board else None
+        if self._profile and not self._profile.supported:
+            raise UsageError(
+                f"Board '{board}' is not supported: {self._profile.unsupported_reason}. Use it by ONNX Runtime: "
+                "target ssh."
+            )
+        cores = 2 if self._profile is None else self._profile.dla_cores
+        if not -1 <= dla < cores:
+            raise UsageError(
+                f"dla={dla} is not possible for {board or 'a Jetson'}, which has {cores or 'no'} DLA cores. "
+                f"Give {f'0 to {cores - 1}' if cores else 'no dla'}, or -1 for none."
+            )
+        if dla >= 0 and precision == "fp32":
+            raise UsageError("dla with precision='fp32' is not possible: a DLA has no fp32. Give fp16 or int8.")
+        self.host, self.board, self.precision, self.dla = host, board, precision, dla
+        self.lock_clocks, self.config, self.python = lock_clocks, config, python
+        self.folder, self.cache = folder, cache
+
+    def availability(self) -> Availability:
+        """Whether a host is named, or this machine is a Jetson; a host is not asked."""
+        if self.host:
+            return ssh_availability()
+        if not detect().is_jetson:
+            return Availability(False, "found no board here", "give host=user@board")
+        return Availability(True)
+
+    def _connect(self) -> RemoteBoard:
+        connection = Connection(self.host, config=self.config, folder=self.folder)
+        options = {
+            "precision": self.precision,
+            "dla": self.dla,
+            "lock_clocks": self.lock_clocks,
+            "cache": self.cache,
+        }
+        board = RemoteBoard(connection, self.python, "tensorrt", options)
+        module = board.facts["module"]
+        if self._profile and module and module not in self._profile.module_part_numbers:
+            board.close()
+            raise TargetError(
+                f"The {connection.label} is module {module} ({board.facts['module_name'] or 'unknown'}), and not "
+                f"'{self.board}' ({', '.join(self._profile.module_part_numbers)}). Give the board that it is."
+            )
+        return board
+
+    def _build(self, model_path: Path) -> Engine:
+        if self.precision == "int8" and b"QuantizeLinear" not in model_path.read_bytes():
+            # trtexec would invent the ranges: fast, and wrong.
+            raise TargetError(
+                f"Target 'jetson' got precision='int8' for {model_path.name}, which has no quantize nodes. Quantize "
+                "the model first, or give fp16."
+            )
+        return super()._build(model_path)
