@@ -18,11 +18,13 @@ from dtp_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:  # the command line checks --out before it pays for PyTorch and pydantic
     from torch import nn
 
+    from dtp_deploy.prune import PruningPlan
     from dtp_deploy.report import Report
 
 MODEL_ONNX = "model.onnx"
 MODEL_PROGRAM = "model.pt2"
 WEIGHTS = "model.safetensors"
+MODULE = "module.pt"
 PLAN = "pruning_plan.json"
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
@@ -117,39 +119,52 @@ def save_weights(model: nn.Module, path: Path) -> None:
     )
 
 
+def save_module(model: nn.Module, path: Path) -> None:
+    """Pickle a whole module, for those who trust pickles: `torch.load(path, weights_only=False)` reads it where the
+    code of the model can be imported.
+
+    Raises:
+        InputError: the model cannot be pickled.
+    """
+    import io
+
+    import torch
+
+    from dtp_deploy.loading.wording import cause
+
+    buffer = io.BytesIO()
+    try:
+        torch.save(model, buffer)
+    except Exception as error:  # pickling runs the model's own code
+        raise InputError(
+            f"--save-module: {type(model).__name__} cannot be pickled ({cause(error)}). Leave the option out: "
+            "load_pruned reads the model without pickle."
+        ) from error
+    path.write_bytes(buffer.getvalue())
+
+
 def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: Path | str) -> nn.Module:
     """Rebuild a delivered model: the dense model, less the removed channels, with the delivered weights.
 
     Args:
         factory: makes the dense model, or ``"pkg.module:name"`` of such a function, or a dense model (left unchanged).
+            Where the run was given ``--prepare``, that belongs to it.
         directory: what ``dtp-deploy compress --out`` wrote.
 
     Returns:
         The pruned model in eval mode.
 
     Raises:
-        InputError: a file is missing or damaged, or the plan was made for another model.
+        InputError: a file is missing or damaged, the plan was made for another model, or the factory fails.
     """
-    from torch import nn
-
-    from dtp_deploy.loading.factory import make_model
     from dtp_deploy.loading.files import require_file
     from dtp_deploy.loading.wording import cause
-    from dtp_deploy.prune import PruningPlan, remove_channels
+    from dtp_deploy.prune import remove_channels
 
     plan_path, weights_path = Path(directory) / PLAN, Path(directory) / WEIGHTS
-    require_file(plan_path, "Pruning plan", _REMEDY)
+    plan = read_plan(directory)
     require_file(weights_path, "Weights", _REMEDY)
-    try:
-        plan = PruningPlan.from_json(plan_path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise InputError(f"{plan_path} is damaged: it is not text. {_REMEDY}") from None
-    except InputError as error:
-        raise InputError(f"{plan_path}: {error}") from error
-    if isinstance(factory, str):
-        dense = make_model(factory)
-    else:
-        dense = factory if isinstance(factory, nn.Module) else factory()
+    dense = _dense(factory)
     plan.check(dense)
     try:
         model = remove_channels(dense, plan)
@@ -162,6 +177,49 @@ def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: P
         raise InputError(f"{plan_path} is damaged ({cause(error)}). {_REMEDY}") from error
     _load_weights(model, weights_path)
     return model.eval()
+
+
+def read_plan(directory: Path | str) -> PruningPlan:
+    """The pruning plan in a delivered folder.
+
+    Raises:
+        InputError: it is missing or damaged, or of a newer schema.
+    """
+    from dtp_deploy.loading.files import require_file
+    from dtp_deploy.prune import PruningPlan
+
+    path = Path(directory) / PLAN
+    require_file(path, "Pruning plan", _REMEDY)
+    try:
+        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged: it is not text. {_REMEDY}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _dense(factory: Callable[[], nn.Module] | nn.Module | str) -> nn.Module:
+    """The dense model that the user's factory makes."""
+    from torch import nn
+
+    from dtp_deploy.loading.factory import make_model
+    from dtp_deploy.loading.wording import cause
+
+    if isinstance(factory, str):
+        return make_model(factory)
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise UsageError(
+            f"load_pruned() got a {type(factory).__name__} as its factory. Give a function that makes the dense model."
+        )
+    try:
+        dense = factory()
+    except Exception as error:
+        raise InputError(f"The factory raised {cause(error)}. Correct it; it is called without arguments.") from error
+    if not isinstance(dense, nn.Module):
+        raise InputError(f"The factory returned a {type(dense).__name__}. Let it return the dense torch.nn.Module.")
+    return dense
 
 
 def _check_replaceable(out: Path, place: Path, force: bool) -> None:

@@ -14,13 +14,14 @@ Budget(kind='latency', limit=5.0, relative=False, scope='global')
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 from dtp_deploy.errors import UsageError
 
 BudgetKind = Literal["macs", "params", "size", "channels", "latency"]
 Scope = Literal["global", "per-layer"]
+Statistic = Literal["p50", "p90", "p99"]
 
 _SCALES: dict[BudgetKind, dict[str, float]] = {
     "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},
@@ -38,7 +39,22 @@ UNITS: dict[BudgetKind, str] = {
 }
 """The unit in which `Budget.limit` is given, by kind, where it is not relative."""
 
+_FLAGS: dict[str, str] = {"channels": "--channel-count"}
+
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
+
+
+class HasPercentiles(Protocol):
+    """What a latency report shows of itself."""
+
+    @property
+    def p50_ms(self) -> float: ...
+
+    @property
+    def p90_ms(self) -> float: ...
+
+    @property
+    def p99_ms(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Budget:
         relative: whether `limit` is such a fraction.
         scope: "global" shares the budget among the layers as the scores want it; "per-layer" keeps the same ratio of
             channels in every layer.
+        statistic: which figure of the measured times a latency budget speaks of.
 
     Raises:
         UsageError: limit not positive and finite, or a relative limit above 1.
@@ -60,17 +77,27 @@ class Budget:
     limit: float
     relative: bool = False
     scope: Scope = "global"
+    statistic: Statistic = field(default="p50", repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BudgetKind):
             raise UsageError(f"Budget kind {self.kind!r} is unknown. Give one of {', '.join(get_args(BudgetKind))}.")
         if self.scope not in get_args(Scope):
             raise UsageError(f"Budget scope {self.scope!r} is unknown. Give one of {', '.join(get_args(Scope))}.")
+        if self.statistic not in get_args(Statistic):
+            raise UsageError(
+                f"--statistic {self.statistic!r} is unknown. Give one of {', '.join(get_args(Statistic))}."
+            )
+        if self.kind != "latency" and self.statistic != "p50":
+            raise UsageError(
+                f"--statistic {self.statistic} is of a latency, and --{self.kind} {self} is none. "
+                "Give --latency, or leave --statistic out."
+            )
         if not (math.isfinite(self.limit) and self.limit > 0):
-            raise UsageError(f"--{self.kind} {self}: a budget must be above zero. Give a larger limit.")
+            raise UsageError(f"{flag_of(self.kind)} {self}: a budget must be above zero. Give a larger limit.")
         if self.relative and self.limit > 1:
             raise UsageError(
-                f"--{self.kind} {self} of the dense model is over 100%: pruning only makes a model smaller. "
+                f"{flag_of(self.kind)} {self} of the dense model is over 100%: pruning only makes a model smaller. "
                 "Give at most 100%."
             )
 
@@ -83,11 +110,25 @@ class Budget:
         """The absolute limit, given the dense model's cost in `unit`."""
         return self.limit * dense if self.relative else self.limit
 
+    def latency_of(self, report: "HasPercentiles") -> float:
+        """The figure that this latency budget speaks of, in ms."""
+        return {"p50": report.p50_ms, "p90": report.p90_ms, "p99": report.p99_ms}[self.statistic]
+
     def __str__(self) -> str:
-        return f"{100 * self.limit:.6g}%" if self.relative else f"{self.limit:.6g} {self.unit}"
+        quantity = f"{100 * self.limit:.6g}%" if self.relative else f"{self.limit:.6g} {self.unit}"
+        return quantity if self.statistic == "p50" else f"{quantity} ({self.statistic})"
 
 
-def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global") -> Budget:
+def flag_of(kind: str) -> str:
+    """The flag that gives a budget of this kind.
+
+    >>> flag_of("macs"), flag_of("channels")  # --channels is the order of a picture's channels
+    ('--macs', '--channel-count')
+    """
+    return _FLAGS.get(kind, f"--{kind}")
+
+
+def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global", statistic: Statistic = "p50") -> Budget:
     """Read a limit as a user types it: a number with a unit of its kind, or a percentage.
 
     Raises:
@@ -103,17 +144,17 @@ def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global") -> Budget
     unit = match.group(2) if match else None
     if match is None or unit is None or (unit != "%" and unit not in scales):
         raise UsageError(
-            f"--{kind} {text!r} is not a budget. Give a percentage of the dense model such as 50%, or "
+            f"{flag_of(kind)} {text!r} is not a budget. Give a percentage of the dense model such as 50%, or "
             f"{_example(kind)} (units: {', '.join(name or 'none' for name in scales)})."
         )
     number = float(match.group(1))
     if unit == "%":
         if not 0 < number <= 100:
-            raise UsageError(f"--{kind} {text}: give a percentage above 0% and at most 100%.")
-        return Budget(kind, number / 100, relative=True, scope=scope)
+            raise UsageError(f"{flag_of(kind)} {text}: give a percentage above 0% and at most 100%.")
+        return Budget(kind, number / 100, relative=True, scope=scope, statistic=statistic)
     if number <= 0:
-        raise UsageError(f"--{kind} {text}: a budget must be above zero. Give {_example(kind)}, say.")
-    return Budget(kind, number * scales[unit], scope=scope)
+        raise UsageError(f"{flag_of(kind)} {text}: a budget must be above zero. Give {_example(kind)}, say.")
+    return Budget(kind, number * scales[unit], scope=scope, statistic=statistic)
 
 
 def _example(kind: BudgetKind) -> str:

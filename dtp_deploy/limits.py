@@ -6,6 +6,7 @@ A `Limit` knows one budget. Several budgets are kept at once through `StrictestC
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.budget import Budget
-from dtp_deploy.cost import WidthFunction, count_macs, count_parameters, macs_cost, parameter_cost
+from dtp_deploy.cost import LatencyCost, WidthFunction, count_macs, count_parameters, parameter_cost
+from dtp_deploy.errors import BudgetError
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.forms import Form
 from dtp_deploy.graph import Groups
-from dtp_deploy.latency import LatencyProbe, learn_curve
-from dtp_deploy.latency.calibrate import latency_against
+from dtp_deploy.latency import LatencyProbe, learn_table
+from dtp_deploy.latency.probe import DENSE
 from dtp_deploy.latency.timing import is_predicted
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
-from dtp_deploy.prune import PruningPlan, cost_of, remove_channels
+from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.prune import PruningPlan, cost_of, make_plan, remove_channels
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.target import Arrays, TargetSpec
 
@@ -41,6 +44,7 @@ class Workbench:
         batches: for the parity of exports.
         scratch: folder for files that are not delivered.
         target: where latency is measured.
+        progress: told of what takes long.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class Workbench:
     batches: Sequence[Arrays]
     scratch: Path
     target: TargetSpec
+    progress: Progress = SILENT
 
 
 class Limit(abc.ABC):
@@ -60,6 +65,8 @@ class Limit(abc.ABC):
         limit: largest `cost` allowed, to begin with.
         fill: share of the budget that shall be used before the search for a plan stops.
         aim: share that the search aims at.
+        preferred: for every prunable group the numbers of units that are worth having, ascending; None for all.
+        notes: what a reader of the report should know.
     """
 
     budget: Budget
@@ -67,6 +74,8 @@ class Limit(abc.ABC):
     limit: float
     fill: float = 0.99
     aim: float = 1.0
+    preferred: Sequence[Sequence[int]] | None = None
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def used(self, plan: PruningPlan) -> float:
@@ -75,6 +84,10 @@ class Limit(abc.ABC):
     @abc.abstractmethod
     def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
         """The budget's part of the report."""
+
+    def decision(self) -> dict[str, Any]:
+        """What was found out by measuring, in plain values, so that nobody need measure it again."""
+        return {}
 
     def _entry(self, limit: float, achieved: float, basis: str) -> dict[str, Any]:
         return {
@@ -140,12 +153,25 @@ class SizeLimit(Limit):
 
 
 class LatencyLimit(Limit):
-    """The measured median, by structures that are exported and run on the target."""
+    """The measured latency, by structures that are exported and run on the target.
+
+    A budget that the smallest network does not meet is refused before anything else is measured. Then the latency of
+    the layers is learned, which the masks are trained on.
+
+    Args:
+        budget: of kind "latency".
+        bench: what to work with.
+        decided: what `decision` gave in an earlier part of the run, or in another process.
+
+    Raises:
+        BudgetError: even the smallest network is slower than the budget; nothing was trained yet.
+        TargetError: the target failed.
+    """
 
     fill = 0.93
-    aim = 0.96
+    aim = 0.965
 
-    def __init__(self, budget: Budget, bench: Workbench, decided: float | None = None) -> None:
+    def __init__(self, budget: Budget, bench: Workbench, decided: Mapping[str, Any] | None = None) -> None:
         self.budget, self.bench = budget, bench
         self.probe = LatencyProbe(
             bench.model,
@@ -156,21 +182,59 @@ class LatencyLimit(Limit):
             bench.batches,
             _PROBE,
         )
-        self.cost = macs_cost(bench.model, bench.groups)
-        if decided is None:
-            curve = learn_curve(self.probe, bench.groups, self.cost, budget, fingerprint_of(bench.model))
-            decided = curve.cost_at(curve.limit_ms)
-        self.limit = decided
+        self._decided = dict(decided) if decided is not None else self._learn()
+        cost = LatencyCost.from_json(self._decided["table"])
+        self.cost, self.limit = cost, self._decided["limit"]
+        self.preferred = cost.preferred_widths()
+        self.notes = tuple(self._decided["notes"])
+
+    def _learn(self) -> dict[str, Any]:
+        share = self._share_of_dense()
+        table = learn_table(self.probe, progress=self.bench.progress)
+        notes = [table.summary()] + ([table.problem] if table.problem else [])
+        cost = table.cost
+        units = torch.tensor([float(group.units) for group in self.bench.groups.prunable], dtype=torch.float64)
+        smallest, dense = (float(cost(widths)[0]) for widths in (torch.ones_like(units), units))
+        # The table may be wrong about the smallest network, which was measured: it must not refuse what is possible.
+        limit = min(max(share * dense, smallest + 0.01 * (dense - smallest)), dense)
+        return {"limit": limit, "table": cost.to_json(), "notes": notes}
+
+    def _share_of_dense(self) -> float:
+        """The limit as a share of the dense latency.
+
+        Raises:
+            BudgetError: the smallest network is above it.
+        """
+        budget, groups = self.budget, self.bench.groups
+        one_each = {group.name: [0] for group in groups.prunable}
+        plan = make_plan(groups, one_each, fingerprint_of(self.bench.model))
+        reports = self.probe.measure({"smallest": plan})
+        dense_ms, smallest_ms = (budget.latency_of(reports[name]) for name in (DENSE, "smallest"))
+        limit_ms = budget.limit_for(dense_ms)
+        if smallest_ms > limit_ms:
+            raise BudgetError(
+                f"--latency {budget} is below what can be reached on {self.probe.target.name}: one channel in every "
+                f"layer that may be pruned takes {smallest_ms:.4g} ms ({smallest_ms / dense_ms:.0%} of the dense "
+                f"{dense_ms:.4g} ms), the limit is {limit_ms:.4g} ms. "
+                f"Give {math.ceil(100 * smallest_ms / dense_ms * 1.05)}% or more."
+            )
+        return limit_ms / dense_ms
 
     def used(self, plan: PruningPlan) -> float:
         """Measured in turns with the dense model; one per cent is kept for the noise of the last measurement."""
-        return latency_against(self.budget, self.probe.measure({"plan": plan}), "plan") / 0.99
+        reports = self.probe.measure({"plan": plan})
+        limit_ms = self.budget.limit_for(self.budget.latency_of(reports[DENSE]))
+        return self.budget.latency_of(reports["plan"]) / limit_ms / 0.99
 
     def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
         """Measured in turns with the dense model, at the end of the run; or predicted where the target is not here."""
-        limit = self.budget.limit_for(latencies["dense"].p50_ms)
+        limit = self.budget.limit_for(self.budget.latency_of(latencies["dense"]))
         basis = "predicted" if is_predicted(latencies["pruned"]) else "measured"
-        return self._entry(limit, latencies["pruned"].p50_ms, basis)
+        return self._entry(limit, self.budget.latency_of(latencies["pruned"]), basis)
+
+    def decision(self) -> dict[str, Any]:
+        """The limit and the table."""
+        return self._decided
 
 
 @dataclass(frozen=True)
@@ -213,6 +277,8 @@ class Limits:
             self.limit = 1.0
         self.fill = min(one.fill for one in self.all)
         self.aim = min(one.aim for one in self.all)
+        self.preferred = next((one.preferred for one in self.all if one.preferred is not None), None)
+        self.notes = tuple(note for one in self.all for note in one.notes)
 
     def used(self, plan: PruningPlan) -> float:
         """The largest share of any budget that a plan uses; budgets after one that is not met are not looked at."""
@@ -223,12 +289,14 @@ class Limits:
                 break
         return worst
 
-    def decisions(self) -> list[float]:
+    def decisions(self) -> list[dict[str, Any]]:
         """What was found out by measuring, so that a run that goes on later need not measure again."""
-        return [one.limit for one in self.all]
+        return [one.decision() for one in self.all]
 
 
-def make_limits(budgets: Sequence[Budget], bench: Workbench, decided: Sequence[float] | None = None) -> Limits:
+def make_limits(
+    budgets: Sequence[Budget], bench: Workbench, decided: Sequence[Mapping[str, Any]] | None = None
+) -> Limits:
     """The limits of some budgets, the cheapest to check first.
 
     Raises:

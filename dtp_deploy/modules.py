@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -47,6 +47,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def rows_of(value: Any, rows: slice) -> Any:  # noqa: ANN401 - inputs, or the targets of a user's own loader
+    """Some samples of a batch: the rows of every tensor in tuples, lists and dicts; anything else as it is.
+
+    >>> rows_of({"boxes": torch.arange(4), "scale": 2}, slice(1, 3))
+    {'boxes': tensor([1, 2]), 'scale': 2}
+    """
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.ndim else value
+    if isinstance(value, tuple | list):
+        return type(value)([rows_of(item, rows) for item in value])
+    if isinstance(value, dict):
+        return {key: rows_of(item, rows) for key, item in value.items()}
+    return value
+
+
 def flatten_outputs(outputs: object) -> list[torch.Tensor]:
     """The tensors in what a model returned, in the order in which an exported model has them as outputs.
 
@@ -87,7 +102,7 @@ def like_outputs(nesting: object, tensors: Sequence[torch.Tensor]) -> Any:  # no
         if isinstance(value, Mapping):
             return {key: build(item) for key, item in value.items()}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*[build(item) for item in value])
+            return cast(Any, type(value))(*[build(item) for item in value])
         if isinstance(value, tuple):
             return tuple([build(item) for item in value])
         if isinstance(value, list):

@@ -36,7 +36,7 @@ from dtp_deploy.export.delivery import require_parity
 from dtp_deploy.export.onnx import export_program
 from dtp_deploy.forms import Form, make_form, parity_batches
 from dtp_deploy.graph import Groups, find_groups
-from dtp_deploy.latency import close_loop
+from dtp_deploy.latency import close_loop, explain_deviations
 from dtp_deploy.latency.timing import can_measure, is_predicted, time_models
 from dtp_deploy.limits import Limits, Workbench, make_limits
 from dtp_deploy.loading.source import DataSource, TrainStream
@@ -51,6 +51,7 @@ from dtp_deploy.report import Report, hide_home
 from dtp_deploy.target import TargetSpec, find_target
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
+from dtp_deploy.train.logs import RunLog
 from dtp_deploy.train.loop import check_model
 from dtp_deploy.train.sharding import ShardedStream
 
@@ -76,6 +77,8 @@ def compress(
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
     measuring: MeasureSettings | None = None,
+    log_dir: Path | str | None = None,
+    device: str | torch.device | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
     model_name: str | None = None,
@@ -99,6 +102,8 @@ def compress(
         resume: go on from the newest checkpoint of a run that was cut off. All other arguments must be as they were.
         checkpoint_minutes: time between two checkpoints; one is also written at the end of every stage.
         measuring: how long and how carefully the delivered models are measured.
+        log_dir: folder for scalars of the training, as lines of JSON and for TensorBoard.
+        device: where to train; by default the first CUDA device, or else the CPU.
         origin: plain values that a later run may want to find in the checkpoints (`read_origin`): the command line's
             options, say.
         progress: told of every stage.
@@ -133,7 +138,25 @@ def compress(
         )
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            run = _Run(data, task, budgets, spec, examples, input_names, settings, finish, progress, keeper, measuring)
+            log = RunLog(Path(log_dir)) if log_dir is not None and rank() == 0 else None
+            place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+            run = _Run(
+                data,
+                task,
+                budgets,
+                spec,
+                examples,
+                input_names,
+                settings,
+                finish,
+                progress,
+                keeper,
+                measuring,
+                log,
+                place,
+            )
+            if log is not None:
+                stack.callback(log.close)
             run.go(model, folder, Path(scratch), keeper.load() if resume else None)
             report = by_first(lambda: run.report(model_name or type(model).__name__))
         by_first(lambda: write_report(report, folder))
@@ -162,8 +185,10 @@ class _Run:
         progress: Progress,
         keeper: Keeper,
         measuring: MeasureSettings | None,
+        log: RunLog | None,
+        device: torch.device,
     ) -> None:
-        self.measuring = measuring
+        self.measuring, self.log, self.device = measuring, log, device
         self.data, self.task, self.budgets, self.target = data, task, budgets, target
         self.inputs, self.settings, self.progress, self.keeper = inputs, settings, progress, keeper
         self.finish = finish if finish is not None else lambda model: model
@@ -172,6 +197,7 @@ class _Run:
         self.parity: dict[str, dict[str, Any]] = {}
         self.accuracies: dict[str, float | None] = {}
         self.stages: dict[str, dict[str, Any]] = {}
+        self.deviations: list[str] = []
 
     def go(self, model: nn.Module, folder: Path, scratch: Path, saved: dict[str, Any] | None) -> None:
         """All stages, in order; from a checkpoint, those that are over are taken from it."""
@@ -179,6 +205,7 @@ class _Run:
         if saved is not None:
             self.resumed_from = saved["trainer"]["step"]
             self.parity, self.accuracies, self.stages = saved["parity"], saved["accuracies"], saved["stages"]
+            self.deviations = saved["deviations"]
         dense = copy.deepcopy(model).eval().requires_grad_(False)
         check_model(dense, self.inputs, self.data, self.task)
         with self._stage("groups"):
@@ -186,12 +213,13 @@ class _Run:
         with self._stage("dense model"):
             self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
         with self._stage("budget"):
-            bench = Workbench(dense, groups, self.dense, self.batches, scratch, self.target)
+            bench = Workbench(dense, groups, self.dense, self.batches, scratch, self.target, progress)
             self.limits = self._limits(bench, saved["limits"] if saved else None)
         stream: TrainStream = self.data.train(settings.batch_size, settings.seed, settings.augment)
         if world_size() > 1:
             stream = ShardedStream(stream, settings.batch_size, rank(), world_size())
-        trainer = Trainer(stream, self.task, settings, teacher=dense)
+        teacher = copy.deepcopy(dense).to(self.device)
+        trainer = Trainer(stream, self.task, settings, teacher)
         if saved is not None:
             trainer.load_state(saved["trainer"])
         if saved is None or saved["plan"] is None:
@@ -200,16 +228,18 @@ class _Run:
             self.plan = PruningPlan.from_json(saved["plan"])
             small = remove_channels(dense, self.plan).requires_grad_(True)
             small.load_state_dict(saved["model"])
+        small.to(self.device)
         with self._stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
+        small.cpu()
         self._note("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
         by_first(lambda: self._deliver(small, folder))
 
-    def _limits(self, bench: Workbench, decided: Sequence[float] | None) -> Limits:
+    def _limits(self, bench: Workbench, decided: Sequence[Mapping[str, Any]] | None) -> Limits:
         """The limits; what must be measured for them is measured by one process."""
         first: list[Limits] = []
 
-        def decide() -> list[float]:
+        def decide() -> list[dict[str, Any]]:
             first.append(make_limits(self.budgets, bench, decided))
             return first[0].decisions()
 
@@ -230,7 +260,7 @@ class _Run:
 
     def _prune(self, dense: nn.Module, groups: Groups, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
         """Learn masks, choose, remove: the network that is left."""
-        student = copy.deepcopy(dense).requires_grad_(True)
+        student = copy.deepcopy(dense).requires_grad_(True).to(self.device)
         masks = ChannelMasks(
             student,
             groups,
@@ -239,6 +269,7 @@ class _Run:
             settings=self.settings.masks,
             cost=self.limits.cost,
             limit=self.limits.limit,
+            preferred=self.limits.preferred,
         )
         if saved is not None:
             student.load_state_dict(saved["model"])
@@ -248,7 +279,9 @@ class _Run:
         with self._stage("channels"):
             limits = self.limits
             self.plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
+            self.deviations = explain_deviations(masks.learned_widths(), self.plan, limits.preferred, groups)
             masks.harden(self.plan)
+            student.cpu()
             small = self._remove(student, self.plan)
         self._save(trainer, small)
         return small
@@ -259,12 +292,17 @@ class _Run:
         """Train up to a step, with a checkpoint from time to time and one at the end."""
 
         def after_step() -> None:
+            scalars = {"loss": trainer.loss, "learning_rate": self.settings.rate_at(trainer.step / trainer.total_steps)}
             if masks is not None:
                 masks.step()
+                scalars |= {"undecided": masks.undecided, "cost_share": masks.result.cost / masks.dense_cost}
+            if self.log is not None:
+                self.log.write(trainer.step, name, scalars)
             self.keeper.after_step(trainer.step, trainer.total_steps, lambda: self._state(trainer, model, masks))
 
         with self.keeper.interruption.deferred():
-            trainer.run(model, until, after_step, name=name, progress=self.progress)
+            forget = masks.zero_grad if masks is not None else lambda: None
+            trainer.run(model, until, after_step, forget=forget, name=name, progress=self.progress)
         self._save(trainer, model, masks)
 
     def _save(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> None:
@@ -280,6 +318,7 @@ class _Run:
             "parity": self.parity,
             "accuracies": self.accuracies,
             "stages": self.stages,
+            "deviations": self.deviations,
         }
 
     @contextmanager
@@ -402,7 +441,7 @@ class _Run:
         return Report.model_validate(entries)
 
     def _notes(self) -> list[str]:
-        notes = list(self.data.notes)
+        notes = [*self.data.notes, *self.limits.notes, *self.deviations]
         if not self.data.labelled:
             notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
         if is_predicted(self.latencies["pruned"]):

@@ -223,6 +223,8 @@ class Target(abc.ABC):
     """One line for ``dtp-deploy targets``."""
     accepts: ClassVar[str] = "onnx"
     """The form of model that `build` takes: "onnx" or "torch.export"."""
+    build_is_slow: ClassVar[bool] = False
+    """Whether a build takes so long that latency is learned from few whole networks, and not from many single layers."""
 
     @abc.abstractmethod
     def availability(self) -> Availability:

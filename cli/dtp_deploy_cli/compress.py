@@ -2,147 +2,113 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dtp_deploy.budget import Budget, BudgetKind, parse_budget
+from dtp_deploy.config import ConfigFile, configure, flag_of, read_config
 from dtp_deploy.errors import UsageError
-from dtp_deploy_cli.options import AsJson, TargetName, Threads, Verbose, checked_spec
+from dtp_deploy_cli.options import ConfigPath, ResumePath, with_config_options
+from dtp_deploy_cli.progress import is_first_process, show_progress
 
 if TYPE_CHECKING:
+    from dtp_deploy.config import CompressConfig
+    from dtp_deploy.loading import CheckpointInfo
+    from dtp_deploy.rehearsal import DryRun
     from dtp_deploy.report import Report
 
+_MAY_CHANGE = {"json", "verbose", "workers", "checkpoint-every", "trust"}
+"""Keys that a run which goes on may be given otherwise: they change nothing in what it computes."""
 
-def compress(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", show_default=False, help="The weights: a state_dict or a checkpoint of one."),
-    ],
-    factory: Annotated[
-        str,
-        typer.Option("--model", metavar="PKG.MODULE:NAME", show_default=False, help="Function that makes the model."),
-    ],
-    data: Annotated[
-        str, typer.Option(metavar="DATA", show_default=False, help="'digits', or the path of an .npz file.")
-    ],
-    input_shape: Annotated[
-        str, typer.Option("--input", metavar="SHAPE", show_default=False, help="Input shape, batch first: 1x3x32x32.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder to write; must not exist yet.")],
-    target: TargetName = "cpu",
-    macs: Annotated[str | None, typer.Option(metavar="LIMIT", help="Limit of operations (MACs): 50% or 30M.")] = None,
-    params: Annotated[str | None, typer.Option(metavar="LIMIT", help="Limit of parameters: 50% or 1.5M.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="LIMIT", help="Limit of bytes delivered: 50% or 2MB.")] = None,
-    channels: Annotated[
-        str | None, typer.Option(metavar="LIMIT", help="Limit of prunable channels: 50% or 512.")
-    ] = None,
-    latency: Annotated[str | None, typer.Option(metavar="LIMIT", help="Limit of the measured p50: 50% or 5ms.")] = None,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Keep the same ratio of channels in every layer.")
-    ] = False,
-    epochs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Epochs in total, masks and fine-tuning together.")
-    ] = 20,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0,
-    learning_rate: Annotated[
-        float, typer.Option("--lr", metavar="RATE", help="Highest learning rate: a fifth of what trained the model.")
-    ] = 0.02,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples a training step.")] = 64,
-    augment: Annotated[
-        Literal["none", "shift", "shift-flip"], typer.Option(help="What training images go through.")
-    ] = "none",
-    distill: Annotated[
-        bool, typer.Option("--distill/--no-distill", help="Learn from the dense model's outputs too.")
-    ] = True,
-    solver: Annotated[Literal["exact", "sinkhorn-1"], typer.Option(help="Transport solver of the masks.")] = "exact",
-    round_to: Annotated[int, typer.Option(min=1, metavar="N", help="Make widths multiples of this.")] = 1,
-    threads: Threads = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it is an artefact of dtp-deploy.")] = False,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+
+@with_config_options
+def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any) -> None:  # noqa: ANN401
     """Prune a trained model to a budget.
 
     Learns which channels to remove, removes them, fine-tunes, exports to ONNX, measures, and writes DIR with a report.
-    Give exactly one budget: --macs, --params, --size, --channels or --latency. The working directory is importable, so
-    that --model may name a function in a file beside you.
+    `dtp-deploy compress model.pt` is enough to start: the budget is then half of the latency, or of the MACs where the
+    target cannot measure here, and the data are random. Options may also stand in ./dtp-deploy.toml (`dtp-deploy init`
+    writes an example). The working directory is importable: --model may name a function in a file beside you.
     """
-    from dtp_deploy.artefact import check_output
-    from dtp_deploy_cli.progress import show_progress
+    from dtp_deploy.order import make_order
 
     # What costs nothing to refuse is refused before anything that takes time.
-    limits: dict[BudgetKind, str | None] = {
-        "macs": macs,
-        "params": params,
-        "size": size,
-        "channels": channels,
-        "latency": latency,
-    }
-    budget = _one_budget(limits, per_layer)
-    check_output(out, force)
-    spec = checked_spec(target, threads)
+    if resume is None:
+        file = read_config(config)
+        chosen = configure(file.values, flags)
+    else:
+        chosen, file = _as_it_was(resume, config, flags), ConfigFile()
+    order = make_order(chosen, file, resume=resume is not None)
+    if _can_ask():
+        from dtp_deploy.job import ask_for_trust
 
-    with show_progress(verbose) as progress:
+        order = replace(order, config=ask_for_trust(chosen, _ask))
+    with show_progress(chosen.verbose) as progress:
         with progress.task("load"):  # PyTorch too, which takes seconds
-            from dtp_deploy.loading import (
-                check_shapes,
-                load_data,
-                load_weights,
-                make_model,
-                parse_input_shape,
-                read_checkpoint,
-            )
-            from dtp_deploy.pipeline import compress as run
-            from dtp_deploy.prune import MaskSettings
-            from dtp_deploy.train import Settings
+            from dtp_deploy.job import resolve
 
-            shape = parse_input_shape(input_shape)
-            settings = Settings(
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                distill=distill,
-                augment=augment,
-                seed=seed,
-                masks=MaskSettings(solver=solver, round_to=round_to),
-            )
-            checkpoint = read_checkpoint(model)
-            dense = make_model(factory)
-            load_weights(dense, checkpoint)
-            dataset = load_data(data)
-            check_shapes(dataset, shape)
-        report = run(
-            dense,
-            data=dataset,
-            budget=budget,
-            target=spec,
-            out=out,
-            input_shape=shape,
-            settings=settings,
-            force=force,
-            progress=progress,
-            model_name=model.name,
-        )
-    _show(report, out, as_json)
+            job = resolve(order)
+        if chosen.dry_run:
+            from dtp_deploy.rehearsal import rehearse
+
+            plan = rehearse(job, progress)
+        else:
+            report = job.run(progress)
+    if not is_first_process():
+        return
+    if chosen.dry_run:
+        _show_dry_run(plan, chosen.as_json)
+    else:
+        _show(report, order.out, chosen.as_json)
 
 
-def _one_budget(limits: dict[BudgetKind, str | None], per_layer: bool) -> Budget:
-    """The one budget among the options.
+def _as_it_was(out: Path, config: Path | None, flags: dict[str, Any]) -> CompressConfig:
+    """The configuration that a run which was cut off was started with.
 
     Raises:
-        UsageError: none, several, or no budget that can be read.
+        UsageError: there is nothing to go on with, or an option differs from then.
     """
-    given = {kind: text for kind, text in limits.items() if text is not None}
-    if len(given) != 1:
-        count = "none" if not given else " and ".join(f"--{kind} {text}" for kind, text in given.items())
-        allowed = ", ".join(f"--{kind}" for kind in limits)
+    from dtp_deploy.checkpoints import read_origin
+    from dtp_deploy.job import ORIGIN
+
+    if config is not None:
         raise UsageError(
-            f"Give exactly one budget of {allowed}; given: {count}. For half of the operations: --macs 50%."
+            f"--resume {out} takes all options from the run that it goes on with. Leave --config {config} out."
         )
-    ((kind, text),) = given.items()
-    return parse_budget(kind, text, "per-layer" if per_layer else "global")
+    origin = read_origin(out).get(ORIGIN)
+    if origin is None:
+        raise UsageError(
+            f"--resume {out}: that run was started from Python. Go on with dtp_deploy.compress(..., resume=True)."
+        )
+    before = configure({**origin, "out": str(out)})
+    given = configure(before.values(), flags)
+    old, new = before.values(), given.values()
+    changed = [
+        f"--{key} (was {old.get(key, 'not given')}, is {new.get(key, 'not given')})"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and key not in _MAY_CHANGE
+    ]
+    if changed:
+        raise UsageError(
+            f"--resume {out}: changed since the run was started: {', '.join(changed)}. Leave these out: all options "
+            "come from the checkpoint; or start over with --force."
+        )
+    return given
+
+
+def _can_ask() -> bool:
+    """Whether a person sits at the terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and is_first_process()
+
+
+def _ask(info: CheckpointInfo) -> bool:
+    typer.echo(f"{info.path} needs code to load. It would import:", err=True)
+    for name in info.imports:
+        typer.echo(f"  {name}", err=True)
+    return typer.confirm(f"Do you trust it? ({flag_of('trust')} answers yes)", default=False, err=True)
 
 
 def _show(report: Report, out: Path, as_json: bool) -> None:
@@ -156,3 +122,30 @@ def _show(report: Report, out: Path, as_json: bool) -> None:
     print_table(("", "dense", "pruned", "pruned / dense"), summary_rows(report))
     print_line(headline(report))
     print_line(f"Report: {out / REPORT_MARKDOWN}")
+
+
+def _show_dry_run(plan: DryRun, as_json: bool) -> None:
+    from dtp_deploy.report.text import json_text
+    from dtp_deploy_cli.console import print_json, print_line, print_table
+
+    if as_json:
+        print_json(json_text(plan.values()))
+        return
+    print_line(f"Model: {plan.model}")
+    print_line(f"Imports: {', '.join(plan.imports) or 'nothing'}")
+    print_line(f"Reads: {', '.join(plan.files) or 'no file'}")
+    print_line(f"Budget: {', '.join(plan.budgets)}; target: {plan.target}; would write: {plan.out}")
+    print_table(
+        ("budget", "dense", "smallest possible", "share", "how known"),
+        [
+            (one.kind, f"{one.dense:.4g} {one.unit}", f"{one.smallest:.4g}", f"{one.smallest / one.dense:.1%}", one.basis)
+            for one in plan.reach
+        ],
+    )
+    print_table(
+        ("channel group", "width", "may be pruned"),
+        [(name, str(width), "yes" if reason is None else f"no: {reason}") for name, width, reason in plan.groups],
+    )
+    for note in plan.notes:
+        print_line(note)
+    print_line("Nothing was trained and nothing was written.")

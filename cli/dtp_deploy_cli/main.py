@@ -3,6 +3,7 @@
 Nothing heavy is imported here: each command imports what it needs when it runs, so that ``--help`` is quick.
 """
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -12,6 +13,7 @@ import typer
 
 from dtp_deploy.errors import DtpError, StoppedError
 from dtp_deploy_cli.compress import compress
+from dtp_deploy_cli.init import init
 from dtp_deploy_cli.profile import profile
 from dtp_deploy_cli.targets import targets
 
@@ -37,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(compress)
+app.command()(init)
 app.command()(profile)
 app.command()(targets)
 
@@ -81,7 +84,8 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of several processes the first talks; the others say who they are
+    print(f"Error{'' if rank == '0' else f' in process {rank}'}: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

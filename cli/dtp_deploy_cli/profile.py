@@ -1,22 +1,39 @@
-"""``dtp-deploy profile``: the latency of an ONNX model on a target."""
+"""``dtp-deploy profile``: the latency of a model on a target."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtp_deploy_cli.options import AsJson, TargetName, Threads, Verbose, checked_spec
+from dtp_deploy_cli.options import AsJson, Host, TargetName, TargetOptions, Threads, Verbose, checked_spec
 
 if TYPE_CHECKING:
     from dtp_deploy.profile import LatencyReport, MeasureSettings
 
 
 def profile(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="The ONNX file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", show_default=False, help="An ONNX file, a torch.export program or a TorchScript archive."
+        ),
+    ],
     target: TargetName = "cpu",
+    host: Host = None,
     threads: Threads = None,
+    target_option: TargetOptions = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Let a .pt2 or TorchScript file run code.")] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="INPUT", help="An input of a TorchScript archive: 1x3x224x224[:type]. Once for each."
+        ),
+    ] = None,
     min_seconds: Annotated[
         float,
         typer.Option(min=0.01, metavar="SECONDS", help="Take samples for this long, or until there are 10,000."),
@@ -24,9 +41,9 @@ def profile(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure the latency of an ONNX model.
+    """Measure the latency of a model.
 
-    It runs in a process of its own, warmed up until its times are steady, and the command says so if they were not.
+    A torch.export program (.pt2) or a TorchScript archive is exported to ONNX first. The model runs in a process of its own, warmed up until its times are steady, and the command says so if they were not.
     """
     from dataclasses import asdict
 
@@ -35,11 +52,12 @@ def profile(
     from dtp_deploy_cli.console import print_json, print_line, print_table
     from dtp_deploy_cli.progress import show_progress
 
-    spec = checked_spec(target, threads)
-    check_onnx(model)
+    spec = checked_spec(target, threads, host, target_option)
     settings = settings_for(min_seconds)
-    with show_progress(verbose) as progress, progress.task(f"measuring {model.name}"):
-        report = measure({"model": model}, spec, settings)["model"]
+    with show_progress(verbose) as progress, as_onnx(model, inputs or [], trust) as path:
+        check_onnx(path)
+        with progress.task(f"measuring {model.name}"):
+            report = measure({"model": path}, spec, settings)["model"]
     if as_json:
         print_json(json_text(asdict(report)))
         return
@@ -47,6 +65,40 @@ def profile(
     print_table(("environment", ""), flat_rows(report.environment))
     if not report.stable:
         print_line("The latency was unstable: repeat it on a quiet machine before you rely on it.")
+
+
+@contextmanager
+def as_onnx(path: Path, inputs: list[str], trust: bool) -> Iterator[Path]:
+    """The file itself, or a temporary ONNX file of the program that it holds.
+
+    Raises:
+        UsageError: the program needs trust, or its inputs are not given; or an ONNX file's are.
+        InputError, GraphError: the program cannot be loaded or exported.
+    """
+    from dtp_deploy.errors import UsageError
+
+    if not _is_program(path):
+        if inputs:
+            raise UsageError(f"--input {inputs[0]} is for TorchScript archives; {path} says itself what it takes.")
+        yield path
+        return
+    from dtp_deploy.export.foreign import export_foreign
+    from dtp_deploy.loading.foreign import load_foreign
+    from dtp_deploy.loading.inputs import parse_input
+
+    examples = tuple(parse_input(text).example() for text in inputs)
+    program = load_foreign(path, trust=trust)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / f"{path.stem}.onnx"
+        export_foreign(program, exported, examples or None)
+        yield exported
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is an archive, as PyTorch writes them; ONNX files are none."""
+    import zipfile
+
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def settings_for(min_seconds: float) -> MeasureSettings:

@@ -1,5 +1,6 @@
 """Progress bars on standard error, for people who watch; silence for files and pipes."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,20 @@ from rich.text import Text
 from dtp_deploy.progress import SILENT, Progress
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started: the one that talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def show_progress(verbose: bool = False) -> Iterator[Progress]:
-    """Bars if standard error is a terminal; else a line a stage with `verbose`, and nothing without."""
+    """Bars if standard error is a terminal; else a line a stage with `verbose`, and nothing without.
+
+    Of several processes only the first shows anything.
+    """
+    if not is_first_process():
+        yield SILENT
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines() if verbose else SILENT

@@ -7,8 +7,9 @@ edges of the steps, and only those widths are chosen in the end.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -145,6 +146,36 @@ class LatencyCost:
             for side, step in zip(self._sides, self.steps, strict=True)
         ]
         return float(self._interpolate(channels)[0])
+
+    def to_json(self) -> str:
+        """As text; `from_json` gives an equal function."""
+        return json.dumps(
+            {
+                "layers": [asdict(layer) for layer in self.layers],
+                "units": [int(count) for count in self._units.tolist()],
+                "constant_ms": self.constant_ms,
+                "steps": self.steps,
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> LatencyCost:
+        """Read what `to_json` wrote."""
+        raw = json.loads(text)
+        layers = [
+            TimedLayer(
+                LayerTime(
+                    tuple(layer["time"]["inputs"]),
+                    tuple(layer["time"]["outputs"]),
+                    tuple(tuple(row) for row in layer["time"]["ms"]),
+                ),
+                ChannelSum(layer["inputs"]["offset"], tuple(layer["inputs"]["slopes"])),
+                ChannelSum(layer["outputs"]["offset"], tuple(layer["outputs"]["slopes"])),
+            )
+            for layer in raw["layers"]
+        ]
+        inputs, outputs = raw["steps"]
+        return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs))
 
     def _interpolate(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (row, down, down_slope), (column, right, right_slope) = (

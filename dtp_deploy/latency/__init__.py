@@ -1,7 +1,8 @@
 """Latency as a budget: where cost, pruning, export and measurement meet."""
 
-from dtp_deploy.latency.calibrate import LatencyCurve, learn_curve
+from dtp_deploy.latency.calibrate import LatencyTable, learn_table
+from dtp_deploy.latency.deviations import explain_deviations
 from dtp_deploy.latency.loop import close_loop
 from dtp_deploy.latency.probe import LatencyProbe
 
-__all__ = ["LatencyCurve", "LatencyProbe", "close_loop", "learn_curve"]
+__all__ = ["LatencyProbe", "LatencyTable", "close_loop", "explain_deviations", "learn_table"]

@@ -1,96 +1,395 @@
-"""How latency follows from MACs on this target, for this network: whole structures measured, lines between them."""
+"""Learning a network's latency from its target: small graphs of its layers, and a few whole structures.
+
+The layers' own times say how a width matters; whole structures, always measured in turns with the dense network, say
+what everything around the layers costs. Where building an engine is slow, structures alone have to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from dtp_deploy.budget import Budget
-from dtp_deploy.cost import WidthFunction
-from dtp_deploy.errors import BudgetError
+from dtp_deploy.cost import LatencyCost, LayerTime, TimedLayer
 from dtp_deploy.graph import Groups
-from dtp_deploy.latency.probe import DENSE, LatencyProbe
-from dtp_deploy.profile.measure import LatencyReport
+from dtp_deploy.latency.cache import MeasurementCache
+from dtp_deploy.latency.fit import fit_not_negative
+from dtp_deploy.latency.graphs import COPIES, write_layer
+from dtp_deploy.latency.layers import Layer, LayerSignature, gemm, trace_layers
+from dtp_deploy.latency.probe import LatencyProbe
+from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
+from dtp_deploy.profile.measure import MeasureSettings, measure
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, make_plan
-from dtp_deploy.prune.choice import kept_counts
+from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.target import TargetSpec, find_target
 
-_RATIOS = (0.75, 0.5, 0.25)
-"""Uniform widths that are measured between the smallest network and the dense one."""
+Floats = npt.NDArray[np.float64]
+
+TIME_CAP_S = 120.0
+_LAYER = MeasureSettings(
+    min_samples=12,
+    min_seconds=0.03,
+    max_seconds=0.5,
+    blocks=4,
+    warm_up_seconds=0.0,
+    max_warm_up_seconds=0.03,
+    repeats=0,
+    timeout_s=180.0,
+)
+_QUANTILE = 25
+"""Percentile of a layer's samples that counts: load of others only ever adds to a time."""
+_LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+_UNIFORM = (0.75, 0.5, 0.25)
+_RANDOM = 4
+_RANDOM_IF_SLOW = 16
+_AT_ONCE_IF_SLOW = 4
 
 
 @dataclass(frozen=True)
-class LatencyCurve:
-    """Measured points of cost against latency, both rising.
+class LatencyTable:
+    """What was learned about a network on a target.
 
     Attributes:
-        costs: MACs, ascending.
-        p50_ms: median latencies, never falling.
-        limit_ms: the budget's limit, in the run in which the points were measured.
+        cost: milliseconds as a function of the widths.
+        measured: layer signatures that were measured on the target, now or before.
+        estimated: layer signatures whose time follows from the measured ones, as the time cap was reached.
+        fit_error: largest relative error of `cost` on the structures that it was fitted to.
+        problem: why the measurements could not be kept for the next run; None if they could.
     """
 
-    costs: tuple[float, ...]
-    p50_ms: tuple[float, ...]
-    limit_ms: float
+    cost: LatencyCost
+    measured: int
+    estimated: int
+    fit_error: float
+    problem: str | None = None
 
-    def cost_at(self, p50_ms: float) -> float:
-        """The largest cost whose latency is `p50_ms`, between the ends of the curve.
-
-        >>> LatencyCurve((1.0, 2.0, 3.0), (1.0, 1.5, 3.5), 2.5).cost_at(2.5)
-        2.5
-        """
-        if p50_ms >= self.p50_ms[-1]:
-            return self.costs[-1]
-        upper = int(np.searchsorted(self.p50_ms, p50_ms, side="right"))
-        if upper == 0:
-            return self.costs[0]
-        below, above = self.p50_ms[upper - 1], self.p50_ms[upper]
-        share = (p50_ms - below) / (above - below)
-        return self.costs[upper - 1] + share * (self.costs[upper] - self.costs[upper - 1])
+    def summary(self) -> str:
+        """One line for people."""
+        inputs, outputs = self.cost.steps
+        estimated = f", {self.estimated} estimated" if self.estimated else ""
+        return (
+            f"Latency table: {self.measured} kinds of layers measured{estimated}; preferred widths: multiples of "
+            f"{inputs} input and {outputs} output channels; within {self.fit_error:.1%} of the structures it was "
+            "fitted to."
+        )
 
 
-def learn_curve(
-    probe: LatencyProbe, groups: Groups, cost: WidthFunction, budget: Budget, fingerprint: str
-) -> LatencyCurve:
-    """Measure the dense network, the smallest one, and uniform ones between, in one run.
+def learn_table(
+    probe: LatencyProbe,
+    *,
+    time_cap_s: float = TIME_CAP_S,
+    cache_folder: Path | None = None,
+    progress: Progress = SILENT,
+) -> LatencyTable:
+    """Learn the latency of a network on its target; what was measured before, on the same device, is not measured again.
+
+    Args:
+        probe: of the network and the target.
+        time_cap_s: no further layer is measured after this time; the ones with the most operations come first.
+        cache_folder: where measurements are kept.
+        progress: told of every layer.
 
     Raises:
-        BudgetError: even the smallest network is slower than the budget; nothing was trained yet.
+        TargetError: the target crashed, hung or gave no result. What was measured until then is kept.
     """
-    plans = {"smallest": _uniform(groups, 0.0, fingerprint)}
-    plans |= {f"{ratio:.0%}": _uniform(groups, ratio, fingerprint) for ratio in _RATIOS}
-    reports = probe.measure(plans)
-    dense_ms = reports[DENSE].p50_ms
-    limit_ms = budget.limit_for(dense_ms)
-    smallest_ms = reports["smallest"].p50_ms
-    if smallest_ms > limit_ms:
-        share = f" ({smallest_ms / dense_ms:.0%} of the dense {dense_ms:.4g} ms)"
-        raise BudgetError(
-            f"--latency {budget} is below what can be reached on {probe.target.name}: one channel in every layer that "
-            f"may be pruned takes {smallest_ms:.4g} ms{share}, the limit is {limit_ms:.4g} ms. "
-            f"Give {np.ceil(100 * smallest_ms / dense_ms * 1.05):.0f}% or more."
+    began = time.monotonic()
+    layers = trace_layers(probe.model, probe.groups)
+    cache = MeasurementCache(identify(probe.target), cache_folder)
+    if find_target(probe.target).build_is_slow:
+        return _from_structures(probe, layers, cache, began + time_cap_s, progress)
+    meter = _Meter(probe.target, cache)
+    steps = meter.steps(layers)
+    grids = _grids(layers, steps)
+    tables: dict[LayerSignature, LayerTime] = {}
+    with progress.task("latency of layers", len(grids)) as advance:
+        for signature, (inputs, outputs) in grids.items():
+            if time.monotonic() - began < time_cap_s or meter.knows(signature, inputs, outputs):
+                tables[signature] = meter.table(signature, inputs, outputs).rising()
+            advance()
+    estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
+    raw = [(tables | estimated)[layer.signature] for layer in layers]
+    plans = _structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
+    times = _measure_structures(probe, plans, cache, progress)
+    bases = [[(1.0, time_of)] for time_of in raw]
+    cost, error = _fit(bases, 1, layers, probe.groups, times, steps)
+    return LatencyTable(cost, len(tables), len(estimated), error, cache.problem)
+
+
+def identify(target: TargetSpec) -> dict[str, Any]:
+    """What latencies on a target depend on besides the network: device, runtime, options. Asked of the target itself.
+
+    Raises:
+        TargetError: it does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "identify.onnx"
+        write_layer(path, gemm(1), 16, 16, copies=1)
+        environment = measure({"identify": path}, target, _LAYER)["identify"].environment
+    system = {key: environment["system"].get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
+    return {
+        "target": target.name,
+        "options": dict(target.options),
+        "engine": environment["engine"],
+        "system": system,
+    }
+
+
+class _Meter:
+    """Times of single layers, from the cache or from the target."""
+
+    def __init__(self, target: TargetSpec, cache: MeasurementCache) -> None:
+        self.target, self.cache = target, cache
+
+    def steps(self, layers: Sequence[Layer]) -> tuple[int, int]:
+        """The staircase of the two ungrouped kinds of layers with the most operations, by input and output channels."""
+        signatures = [signature for signature in _by_macs(layers) if signature.groups == 1][:2]
+        found = []
+        for axis in (0, 1):
+            times = []
+            for signature in signatures:
+                widths = probe_widths(axis, signature)
+                values = self._times(signature, widths)
+                times.append({width[axis]: value for width, value in zip(widths, values, strict=True)})
+            found.append(find_step(times))
+        return found[0], found[1]
+
+    def knows(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> bool:
+        """Whether the cache has a table."""
+        return self._read(signature, _points(inputs, outputs)) is not None
+
+    def table(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> LayerTime:
+        """The times over a grid."""
+        values = np.array(self._times(signature, _points(inputs, outputs))).reshape(len(inputs), len(outputs))
+        return LayerTime(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in values.tolist()))
+
+    def _read(self, signature: LayerSignature, widths: Sequence[Widths]) -> list[float] | None:
+        values = self.cache.read("layer", _layer_key(signature, widths))
+        return values if isinstance(values, list) and len(values) == len(widths) else None
+
+    def _times(self, signature: LayerSignature, widths: Sequence[Widths]) -> list[float]:
+        known = self._read(signature, widths)
+        if known is not None:
+            return known
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {}
+            for inputs, outputs in widths:
+                path = Path(folder) / f"layer-{inputs}-{outputs}.onnx"
+                write_layer(path, signature, inputs, outputs)
+                paths[path.stem] = path
+            reports = measure(paths, self.target, _LAYER)
+        values = [float(np.percentile(report.samples_ms, _QUANTILE)) / COPIES for report in reports.values()]
+        self.cache.write("layer", _layer_key(signature, widths), values)
+        return values
+
+
+def _layer_key(signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any]:
+    return {"layer": signature.to_json(), "widths": [list(pair) for pair in widths], "copies": COPIES}
+
+
+def _points(inputs: Sequence[int], outputs: Sequence[int]) -> list[Widths]:
+    return [(i, o) for i in inputs for o in outputs]
+
+
+def _by_macs(layers: Iterable[Layer]) -> list[LayerSignature]:
+    """The distinct signatures, those with the most operations in the dense network first."""
+    total: dict[LayerSignature, int] = defaultdict(int)
+    for layer in layers:
+        total[layer.signature] += layer.macs
+    return sorted(total, key=lambda signature: -total[signature])
+
+
+def _grids(
+    layers: Sequence[Layer], steps: tuple[int, int]
+) -> dict[LayerSignature, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Input and output channels at which to measure every signature, the one with the most operations first."""
+    grids = {}
+    for signature in _by_macs(layers):
+        same = [layer for layer in layers if layer.signature == signature]
+        multiple = max(1, signature.groups)
+        inputs = _grid([layer.inputs for layer in same], any(any(x.input_channels.slopes) for x in same), steps[0])
+        outputs = _grid([layer.outputs for layer in same], any(any(x.output_channels.slopes) for x in same), steps[1])
+        if signature.is_depthwise:
+            inputs = (1,)
+        grids[signature] = (_multiples(inputs, multiple), _multiples(outputs, multiple))
+    return grids
+
+
+def _grid(full: Sequence[int], pruned: bool, step: int) -> tuple[int, ...]:
+    """One channel, shares of the largest width rounded to the step, and the full widths themselves.
+
+    >>> _grid([256], True, 16), _grid([24], True, 16), _grid([3], False, 16)
+    ((1, 32, 64, 128, 192, 256), (1, 16, 24), (3,))
+    """
+    if not pruned:
+        return tuple(sorted(set(full)))
+    largest = max(full)
+    levels = {step * max(1, round(share * largest / step)) for share in _LEVELS}
+    return tuple(sorted({1, largest, *(level for level in levels if level < largest)}))
+
+
+def _multiples(grid: Sequence[int], multiple: int) -> tuple[int, ...]:
+    return tuple(sorted({-(-width // multiple) * multiple for width in grid}))
+
+
+def _estimate(
+    grids: Mapping[LayerSignature, tuple[tuple[int, ...], tuple[int, ...]]], known: Mapping[LayerSignature, LayerTime]
+) -> dict[LayerSignature, LayerTime]:
+    """Times of layers that were not measured, from operations and traffic of those that were."""
+    rows = [
+        (_work(signature, i, o), ms)
+        for signature, table in known.items()
+        for i, row in zip(table.inputs, table.ms, strict=True)
+        for o, ms in zip(table.outputs, row, strict=True)
+    ]
+    if rows:
+        x = fit_not_negative(np.array([work for work, _ in rows]), np.array([ms for _, ms in rows]))
+    else:
+        x = np.array([0.0, 1e-6, 0.0])  # whole structures will say how long an operation takes
+    return {
+        signature: _tabulate(
+            inputs, outputs, [x @ np.array(_work(signature, i, o)) for i, o in _points(inputs, outputs)]
         )
-    points = sorted((_cost(cost, groups, plan), reports[name].p50_ms) for name, plan in plans.items())
-    points.append((_dense_cost(cost, groups), dense_ms))
-    times = np.maximum.accumulate([time for _, time in points])
-    return LatencyCurve(tuple(value for value, _ in points), tuple(float(time) for time in times), limit_ms)
+        for signature, (inputs, outputs) in grids.items()
+    }
 
 
-def latency_against(budget: Budget, reports: dict[str, LatencyReport], name: str) -> float:
-    """Latency of one measured model over the budget's limit in the same run; at most 1 meets it."""
-    return reports[name].p50_ms / budget.limit_for(reports[DENSE].p50_ms)
+def _work(signature: LayerSignature, inputs: int, outputs: int) -> tuple[float, float, float]:
+    """What the time of a layer is made of: itself, its operations, and the values that it reads and writes."""
+    positions = signature.batch * float(np.prod(signature.positions))
+    traffic = positions * (outputs + (outputs if signature.is_depthwise else inputs))
+    return 1.0, float(signature.macs(inputs, outputs)), traffic
 
 
-def _uniform(groups: Groups, ratio: float, fingerprint: str) -> PruningPlan:
-    kept = {group.name: range(max(1, round(ratio * group.units))) for group in groups.prunable}
-    return make_plan(groups, kept, fingerprint)
+def _tabulate(inputs: Sequence[int], outputs: Sequence[int], values: Sequence[float]) -> LayerTime:
+    table = np.array(values, dtype=np.float64).reshape(len(inputs), len(outputs))
+    return LayerTime(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in table.tolist()))
 
 
-def _cost(cost: WidthFunction, groups: Groups, plan: PruningPlan) -> float:
-    kept: dict[str, Sequence[int]] = {choice.name: choice.kept_units for choice in plan.groups}
-    return float(cost(kept_counts(kept, groups.prunable))[0])
+def _from_structures(
+    probe: LatencyProbe, layers: Sequence[Layer], cache: MeasurementCache, until: float, progress: Progress
+) -> LatencyTable:
+    """Without graphs of single layers: operations and traffic of each kind of layer, weighed by whole structures."""
+    plans = _structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
+    times = _measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
+    kinds = sorted({(layer.signature.op, layer.signature.kernel, layer.signature.is_depthwise) for layer in layers})
+    bases = []
+    for layer in layers:
+        signature = layer.signature
+        kind = kinds.index((signature.op, signature.kernel, signature.is_depthwise))
+        inputs = (1, layer.inputs) if layer.inputs > 1 else (1,)
+        outputs = (1, layer.outputs) if layer.outputs > 1 else (1,)
+        work = [_work(signature, i, o) for i, o in _points(inputs, outputs)]
+        tables: list[tuple[float, LayerTime]] = [(0.0, _tabulate(inputs, outputs, [0.0] * len(work)))] * (
+            2 * len(kinds)
+        )
+        for which in (1, 2):
+            tables[2 * kind + which - 1] = (1.0, _tabulate(inputs, outputs, [each[which] for each in work]))
+        bases.append(tables)
+    cost, error = _fit(bases, 2 * len(kinds), layers, probe.groups, times, (1, 1))
+    return LatencyTable(cost, 0, len(set(layer.signature for layer in layers)), error, cache.problem)
 
 
-def _dense_cost(cost: WidthFunction, groups: Groups) -> float:
-    return float(cost(kept_counts({group.name: range(group.units) for group in groups}, groups.prunable))[0])
+def _structures(groups: Groups, fingerprint: str, steps: tuple[int, int], random: int) -> dict[str, PruningPlan]:
+    """Structures to be measured whole: the smallest, uniform ones, and random ones; widths on the staircase."""
+    rng = np.random.default_rng(0)
+    step = max(steps)
+    prunable = groups.prunable
+    ratios = {"smallest": [0.0] * len(prunable)}
+    ratios |= {f"uniform {ratio:.0%}": [ratio] * len(prunable) for ratio in _UNIFORM}
+    ratios |= {f"random {number}": rng.uniform(0.2, 1.0, len(prunable)).tolist() for number in range(random)}
+    plans = {}
+    for name, shares in ratios.items():
+        kept = {}
+        for group, share in zip(prunable, shares, strict=True):
+            channels = share * group.width
+            if channels > step:
+                channels = round(channels / step) * step
+            kept[group.name] = range(min(group.units, max(1, round(channels / group.channels_per_unit))))
+        plans[name] = make_plan(groups, kept, fingerprint)
+    return plans
+
+
+Timed = list[tuple[list[float], float]]
+"""Units kept of every prunable group, and milliseconds."""
+
+
+def _measure_structures(
+    probe: LatencyProbe,
+    plans: Mapping[str, PruningPlan],
+    cache: MeasurementCache,
+    progress: Progress,
+    at_once: int | None = None,
+    until: float = float("inf"),
+) -> Timed:
+    """Milliseconds of whole structures and of the dense network, on the scale of the first measurement of the latter."""
+    groups = probe.groups
+    shapes = [list(tensor.shape) for tensor in groups.inputs]
+    names = list(plans)
+    size = at_once or len(names)
+    found: Timed = []
+    with progress.task("latency of structures", len(names)) as advance:
+        for start in range(0, len(names), size):
+            batch = {name: plans[name] for name in names[start : start + size]}
+            widths = [_units(plan, groups) for plan in batch.values()]
+            key = {"network": fingerprint_of(probe.model), "inputs": shapes, "widths": widths}
+            values = cache.read("structures", key)
+            if values is None:
+                if found and time.monotonic() > until:
+                    break
+                values = [report.p50_ms for report in probe.measure(batch).values()]
+                cache.write("structures", key, values)
+            dense, *others = values
+            if not found:
+                found.append(([float(group.units) for group in groups.prunable], dense))
+            found += [(units, ms * found[0][1] / dense) for units, ms in zip(widths, others, strict=True)]
+            for _ in batch:
+                advance()
+    return found
+
+
+def _units(plan: PruningPlan, groups: Groups) -> list[float]:
+    kept = {choice.name: len(choice.kept_units) for choice in plan.groups}
+    return [float(kept[group.name]) for group in groups.prunable]
+
+
+def _fit(
+    bases: Sequence[Sequence[tuple[float, LayerTime]]],
+    count: int,
+    layers: Sequence[Layer],
+    groups: Groups,
+    times: Timed,
+    steps: tuple[int, int],
+) -> tuple[LatencyCost, float]:
+    """The constant and the factors of the bases that explain whole structures best, and the largest relative error."""
+    units = [group.units for group in groups.prunable]
+
+    def cost_with(factors: Sequence[float], constant: float) -> LatencyCost:
+        timed = []
+        for layer, tables in zip(layers, bases, strict=True):
+            total = sum(
+                factor * present * np.array(table.ms) for factor, (present, table) in zip(factors, tables, strict=True)
+            )
+            inputs, outputs = tables[0][1].inputs, tables[0][1].outputs
+            time_of = _tabulate(inputs, outputs, np.asarray(total).ravel().tolist())
+            timed.append(TimedLayer(time_of, layer.input_channels, layer.output_channels))
+        return LatencyCost(timed, units, constant, steps)
+
+    widths = [torch.tensor(each, dtype=torch.float64) for each, _ in times]
+    measured = np.array([ms for _, ms in times])
+    columns = [np.ones(len(times))]
+    for base in range(count):
+        alone = cost_with([float(base == other) for other in range(count)], 0.0)
+        columns.append(np.array([alone.exact(each) for each in widths]))
+    constant, *factors = fit_not_negative(np.stack(columns, axis=1), measured)
+    cost = cost_with(factors, float(constant))
+    predicted = np.array([cost.exact(each) for each in widths])
+    return cost, float(np.abs(predicted / measured - 1).max())

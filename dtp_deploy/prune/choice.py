@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,14 @@ class WidthLevels:
             if units <= count:
                 position = candidate
         return position
+
+    def only(self, preferred: Collection[int]) -> WidthLevels:
+        """Those of them that are preferred, and the largest.
+
+        >>> WidthLevels((2, 4, 6, 8)).only({4, 5}).units
+        (4, 8)
+        """
+        return WidthLevels(tuple(units for units in self.units if units in preferred or units == self.units[-1]))
 
 
 def allowed_widths(group: ChannelGroup, floor: int, round_to: int = 1) -> WidthLevels:

@@ -117,6 +117,8 @@ class ChannelMasks:
         settings: hyper-parameters, none of which needs tuning.
         cost: the cost of the widths that `limit` bounds, where it is not the budget's own (latency).
         limit: the largest cost allowed; by default the budget's.
+        preferred: for every prunable group the numbers of units that `choose` may keep, besides the full width; by
+            default all that `settings.round_to` allows.
 
     Attributes:
         limit: the largest cost allowed, in the unit of `cost`.
@@ -140,6 +142,7 @@ class ChannelMasks:
         settings: MaskSettings | None = None,
         cost: WidthFunction | None = None,
         limit: float | None = None,
+        preferred: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if steps < 1:
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
@@ -147,6 +150,7 @@ class ChannelMasks:
         self.settings = settings if settings is not None else MaskSettings()
         self.cost = cost if cost is not None else cost_of(budget, model, groups)
         prunable = groups.prunable
+        self.preferred = [None] * len(prunable) if preferred is None else [frozenset(units) for units in preferred]
         self._units = torch.tensor([float(group.units) for group in prunable], dtype=torch.float64)
         self.dense_cost = float(self.cost(self._units)[0])
         self.limit = budget.limit_for(self.dense_cost) if limit is None else limit
@@ -206,6 +210,10 @@ class ChannelMasks:
         self._step += 1
         self.result = self._solve()
         self._write()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that have gathered since the last step."""
+        self._padded.grad = None
 
     def _learn(self, gradient: Tensor) -> None:
         if not bool(torch.isfinite(gradient).all()):
@@ -312,9 +320,29 @@ class ChannelMasks:
         floors = floor_units(groups, self.cost, limit, settings.floor_share, settings.floor_units)
         if self.budget.scope == "per-layer":
             ratio = uniform_ratio(self.cost, self._units, limit)
-            whole = [allowed_widths(group, 1, settings.round_to) for group in groups]
+            whole = self._allowed([1] * len(groups))
             return [even_widths(level, ratio * group.units) for level, group in zip(whole, groups, strict=True)]
-        return [allowed_widths(group, floor, settings.round_to) for group, floor in zip(groups, floors, strict=True)]
+        return self._allowed(floors)
+
+    def _allowed(self, floors: Sequence[int]) -> list[WidthLevels]:
+        """Widths from the floors up: by rounding, and of those the preferred ones."""
+        whole = [
+            allowed_widths(group, floor, self.settings.round_to)
+            for group, floor in zip(self.groups.prunable, floors, strict=True)
+        ]
+        return [
+            level if preferred is None else level.only(preferred)
+            for level, preferred in zip(whole, self.preferred, strict=True)
+        ]
+
+    def learned_widths(self) -> dict[str, int]:
+        """Channels of every prunable group that the masks keep by themselves, without rounding: those of 0.5 and more."""
+        sizes = [group.units for group in self.groups.prunable]
+        parts = torch.split(self.result.masks.detach(), sizes)
+        return {
+            group.name: int((part >= 0.5).sum()) * group.channels_per_unit
+            for group, part in zip(self.groups.prunable, parts, strict=True)
+        }
 
     def choose(self, limit: float | None = None) -> PruningPlan:
         """The plan that the present scores give within `limit` (default: the budget), without touching the model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -42,11 +42,13 @@ class PruningPlan:
         groups: one choice a group, in the order of the layers.
         tensors: tensor name -> dimension -> kept indices, ascending. Removal needs nothing but this.
         fingerprint: of the dense model's tensor names and shapes, see `fingerprint_of`.
+        chain: where several plans were composed, the fingerprint of each model between the dense one and the last.
     """
 
     groups: tuple[GroupChoice, ...]
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
     fingerprint: str
+    chain: tuple[str, ...] = ()
 
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
@@ -70,6 +72,7 @@ class PruningPlan:
             {
                 "schema_version": SCHEMA_VERSION,
                 "fingerprint": self.fingerprint,
+                "chain": list(self.chain),
                 "groups": [
                     {
                         "name": group.name,
@@ -117,12 +120,46 @@ class PruningPlan:
                     for name, dims in raw["tensors"].items()
                 },
                 fingerprint=str(raw["fingerprint"]),
+                chain=tuple(str(fingerprint) for fingerprint in raw.get("chain", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"This is not a pruning plan ({type(error).__name__}: {error}). Give the pruning_plan.json that "
                 "`dtp-deploy compress` wrote."
             ) from error
+
+
+def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
+    """The plan that does at once what `first` does to the dense model, and then `second` to what is left of it.
+
+    A group of the pruned model that the dense one divides into units otherwise has no `kept_units` any more: its
+    widths and the kept indices of its tensors are right.
+
+    Args:
+        first: made for the dense model.
+        second: made for the model that `first` gives.
+    """
+    tensors = {name: dict(dims) for name, dims in first.tensors.items()}
+    for name, dims in second.tensors.items():
+        before = tensors.setdefault(name, {})
+        for dim, kept in dims.items():
+            before[dim] = tuple(before[dim][index] for index in kept) if dim in before else kept
+    later = {group.name: group for group in second.groups}
+    groups = [_composed(group, later.pop(group.name, None)) for group in first.groups]
+    return PruningPlan(
+        groups=(*groups, *later.values()),
+        tensors=tensors,
+        fingerprint=first.fingerprint,
+        chain=(*first.chain, second.fingerprint, *second.chain),
+    )
+
+
+def _composed(first: GroupChoice, second: GroupChoice | None) -> GroupChoice:
+    if second is None:
+        return first
+    same_units = first.width_after == second.width_before and max(second.kept_units) < len(first.kept_units)
+    kept = tuple(first.kept_units[unit] for unit in second.kept_units) if same_units else ()
+    return replace(second, width_before=first.width_before, kept_units=kept)
 
 
 def make_plan(groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[int]], fingerprint: str) -> PruningPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
-from dtp_deploy.modules import Inputs, device_of, evaluating, shapes_of
+from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import world_size
 from dtp_deploy.task import Task
@@ -30,6 +31,8 @@ class Trainer:
     Attributes:
         total_steps: steps of the whole run.
         step: steps done so far.
+        loss: of the last step.
+        parts: in how many parts a batch goes through the model; more than one after the memory was too small.
 
     Raises:
         InputError: there is nothing to learn from, neither labels nor a teacher.
@@ -45,6 +48,9 @@ class Trainer:
             )
         self.total_steps = settings.epochs * len(stream)
         self.step = 0
+        self.loss = math.nan
+        self.parts = 1
+        self._progress = SILENT
         self._batches = self._endless()
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -60,6 +66,7 @@ class Trainer:
         until: int,
         after_step: Callable[[], None] = lambda: None,
         *,
+        forget: Callable[[], None] = lambda: None,
         name: str = "training",
         progress: Progress = SILENT,
     ) -> None:
@@ -69,11 +76,12 @@ class Trainer:
             model: changed in place.
             until: the step of the whole run to stop at.
             after_step: called after every step.
+            forget: drops gradients that somebody else than the optimiser collects.
             name: of the stage.
-            progress: told of every step.
+            progress: told of every step, and of a batch that had to be halved.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or a single sample is too much for the memory.
             InputError: the loss cannot be computed from the model's outputs and the targets.
         """
         settings = self.settings
@@ -88,8 +96,13 @@ class Trainer:
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
-        self._optimizer = optimizer
+        self._optimizer, self._progress = optimizer, progress
         device = device_of(model)
+
+        def start_over() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            forget()
+
         forward = DistributedDataParallel(model) if world_size() > 1 else model
         model.train()
         with progress.task(name, total=until - self.step) as advance:
@@ -97,13 +110,13 @@ class Trainer:
                 inputs, targets = next(self._batches)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate_at(self.step / self.total_steps)
-                loss = self._loss(forward, tuple(tensor.to(device) for tensor in inputs), _moved(targets, device))
-                if not bool(torch.isfinite(loss)):
+                moved = tuple(tensor.to(device, non_blocking=True) for tensor in inputs), _moved(targets, device)
+                self.loss = self._backward(forward, *moved, start_over)
+                if not math.isfinite(self.loss):
                     raise TrainingError(
-                        f"The loss is {loss.item()} at step {self.step} of {self.total_steps}: training broke down. "
+                        f"The loss is {self.loss} at step {self.step} of {self.total_steps}: training broke down. "
                         f"Lower --lr (now {settings.learning_rate:g})."
                     )
-                loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -129,6 +142,38 @@ class Trainer:
         self._batches = self._endless()
         self._optimizer_state = state["optimizer"]
         torch.set_rng_state(state["torch_generator"])
+
+    def _backward(self, model: nn.Module, inputs: Inputs, targets: Any, start_over: Callable[[], None]) -> float:  # noqa: ANN401
+        """Loss and gradients of a batch, in as many parts as the memory asks for; the mean loss."""
+        count = len(inputs[0])
+        while True:
+            size = -(-count // self.parts)
+            total = 0.0
+            try:
+                for first in range(0, count, size):
+                    rows = slice(first, first + size)
+                    part = rows_of(inputs, rows)
+                    with self._autocast(part[0].device):
+                        loss = self._loss(model, part, rows_of(targets, rows)) * (len(part[0]) / count)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += float(loss.detach())
+                return total
+            except torch.OutOfMemoryError as error:
+                start_over()
+                if size == 1:
+                    raise TrainingError(
+                        f"A single sample of shape {shapes_of(inputs)} does not fit into the memory of "
+                        f"{inputs[0].device}. Give smaller inputs, or a larger device."
+                    ) from error
+                self.parts *= 2
+                self._progress.note(
+                    f"Out of memory at {size} samples: batches go on in {self.parts} parts, their gradients added up."
+                )
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision where the device is made for it: bfloat16 on CUDA devices that have it."""
+        usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.settings.mixed_precision and usable)
 
     def _loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:  # noqa: ANN401 - the user's own
         outputs = model(*inputs)

@@ -27,6 +27,7 @@ class Settings:
         distill: learn from the dense model's outputs too.
         distill_weight: share of the distillation in the loss.
         temperature: at which outputs are compared (Hinton et al., 2015).
+        mixed_precision: compute in bfloat16 where the device is a CUDA one that has it.
         augment: what training images go through.
         batchnorm_batches: batches with which BatchNorm statistics are estimated anew after removal.
         seed: of everything random.
@@ -47,6 +48,7 @@ class Settings:
     distill: bool = True
     distill_weight: float = 0.5
     temperature: float = 4.0
+    mixed_precision: bool = True
     augment: Augment = "none"
     batchnorm_batches: int = 20
     seed: int = 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from dtp_deploy.errors import UsageError
 from dtp_deploy.loading.source import Batch, TrainStream
+from dtp_deploy.modules import rows_of
 
 
 class ShardedStream:
@@ -39,7 +38,8 @@ class ShardedStream:
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, targets in self.stream:
-            yield tuple(self._share(tensor) for tensor in inputs), self._share(targets)
+            rows = slice(self.rank, None, self.world)
+            yield rows_of(inputs, rows), rows_of(targets, rows)
 
     def state(self) -> dict[str, Any]:
         """Of the whole stream."""
@@ -48,12 +48,3 @@ class ShardedStream:
     def load_state(self, state: dict[str, Any]) -> None:
         """Of the whole stream."""
         self.stream.load_state(state)
-
-    def _share(self, value: Any) -> Any:  # noqa: ANN401 - whatever the user's loader gives
-        if isinstance(value, Tensor):
-            return value[self.rank :: self.world]
-        if isinstance(value, tuple | list):
-            return type(value)([self._share(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._share(item) for key, item in value.items()}
-        return value

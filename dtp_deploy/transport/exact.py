@@ -13,6 +13,7 @@ v (g - sum(v g) / sum(v)) where the units of a group cost the same.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,19 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
     Returns:
         Masks with Cost(masks) = budget, differentiable with respect to the scores.
     """
+    floors = problem.floors
+    if floors is None:
+        return _solve(problem, start)
+    # Most of the time no group is near its floor: then the solution without floors is the solution.
+    free = _solve(replace(problem, floors=None), start)
+    zeros = torch.zeros(len(floors.mass), dtype=torch.float64, device=free.masks.device)
+    kept = zeros.index_add(0, floors.group, free.masks.detach().to(torch.float64))
+    if free.threshold < math.inf and bool((kept >= floors.mass).all()):
+        return replace(free, at_floor=zeros.to(torch.bool))
+    return _solve(problem, free.threshold if math.isfinite(free.threshold) else None)
+
+
+def _solve(problem: TransportProblem, start: float | None) -> TransportResult:
     x = problem.logits()
     ceiling = torch.full_like(x, math.inf)
     floors = problem.floors

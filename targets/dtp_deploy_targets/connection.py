@@ -127,7 +127,7 @@ class Connection:
             received += chunk
 
     def _refused(self, status: int, folder: str) -> TargetError:
-        errors = self._errors.read_text(errors="replace")
+        errors = self._said()
         if self.host and status == _CUT:
             return TargetError(explain_ssh(errors, self.host, self._resolved()))
         where = folder or "its temporary folder"
@@ -208,14 +208,21 @@ class Connection:
             start_new_session=True,
         )
 
-    def check(self) -> None:
+    def check(self, patience_s: float = 0.0) -> None:
         """See that the connection is open.
+
+        Args:
+            patience_s: how long to watch it: what runs over it can notice a cut first.
 
         Raises:
             TargetError: it was cut.
         """
-        if self._keeper.poll() is not None:
-            raise self.cut(self._errors.read_text(errors="replace"))
+        with suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(patience_s)
+            raise self.cut(self._said())
+
+    def _said(self) -> str:
+        return self._errors.read_text(errors="replace") if self._errors.exists() else ""
 
     def cut(self, errors: str = "") -> TargetError:
         """The error to raise where the connection broke."""

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,8 @@ from dtp_deploy_targets.runner.wire import GREETING, Blob, Message, read_message
 _START_S = 60.0
 _RUN_S = 300.0
 _END_S = 5.0
+_CUT_S = 2.0
+_KILLED = 255  # what ssh gives where a signal ended the command
 _STDERR_LINES = 3
 _DOING = {"start": "starting", "build": "building", "run": "running", "measure": "measuring"}
 
@@ -39,6 +41,7 @@ class RemoteBoard:
 
     Attributes:
         facts: what the board says it is.
+        is_used: whether an engine is on it.
 
     Raises:
         TargetError: Python, or what the backend needs, is missing there.
@@ -47,12 +50,22 @@ class RemoteBoard:
     def __init__(self, connection: Connection, python: str, backend: str, options: Mapping[str, Any]) -> None:
         self.connection = connection
         self.python = python
+        self.is_used = False
         self._count = 0
+        self._end: Callable[[], object] = lambda: None
+        try:
+            self._start(backend, options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, backend: str, options: Mapping[str, Any]) -> None:
+        connection = self.connection
         self._check_python()
         with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
             path = connection.put(write_runner(Path(folder)), RUNNER)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the runner
-        self._process = connection.start([python, "-u", path, "serve"], self._errors)
+        self._process = connection.start([self.python, "-u", path, "serve"], self._errors)
         self._end = weakref.finalize(self, _end, self._process, self._errors)
         self._pipe = _Pipe(self._process)
         self._greet()
@@ -128,15 +141,14 @@ class RemoteBoard:
             self._process.wait(5)
         said = self._last_words()
         try:
-            self.connection.check()
+            self.connection.check(_CUT_S)
         except TargetError as error:
             return error
         status = self._process.returncode
-        if self.connection.host and status == 255:
-            return self.connection.cut(said)
+        known = f" (status {status})" if status not in (None, _KILLED) else ""
         return TargetError(
-            f"The runner on {self.connection.label} died while {doing} (status {status}). Where memory runs out, the "
-            f"system does that: use a smaller model. Last lines of its output: {said or '(none)'}"
+            f"The runner on {self.connection.label} died while {doing}{known}. Where memory runs out, the system does "
+            f"that: use a smaller model. Last lines of its output: {said or '(none)'}"
         )
 
     def _last_words(self) -> str:
@@ -237,11 +249,16 @@ class RemoteTarget(Target):
             inputs, outputs = session.inputs, session.outputs
         if self._board is None:
             self._board = self._connect()
+        board = self._board
         try:
-            return RemoteEngine(model_path, self._board, inputs, outputs)
-        except TargetError:
-            self._board = None  # a connection that broke must not be used again
+            engine = RemoteEngine(model_path, board, inputs, outputs)
+        except BaseException:
+            if not board.is_used:
+                self._board = None
+                board.close()
             raise
+        board.is_used = True
+        return engine
 
     def measure(self, engines: Mapping[str, Engine], settings: Mapping[str, Any]) -> Attempt | None:
         """Measured on the board: over the network, a time would be the network's."""

@@ -1,6 +1,8 @@
 """TensorRT by trtexec on this machine, where its Python package is not installed."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +30,8 @@ class LocalTrtexec:
 
     def __init__(self, precision: str) -> None:
         self._precision = precision
-        self._holder = tempfile.TemporaryDirectory(prefix="dtp-deploy-", ignore_cleanup_errors=True)
-        self._folder = Path(self._holder.name)
+        self._folder = Path(tempfile.mkdtemp(prefix="dtp-deploy-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
         with told():
             self.backend = TensorRtBackend(self._folder, Options(precision, cache=str(cache_folder())), Path("/"))

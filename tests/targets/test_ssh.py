@@ -79,7 +79,7 @@ def test_a_benchmark_command_that_fails(spec, tmp_path, command, message):
 def test_parity_on_a_benchmark_command_is_refused(spec, tmp_path):
     case = make_case(spec, tmp_path)
     with (
-        find_target(options(spec, command="echo 1\n{model}")).build(case.model_path).open() as session,
+        find_target(options(spec, command="sh -c 'echo 1' {model}")).build(case.model_path).open() as session,
         pytest.raises(TargetError, match="a benchmark command gives no outputs"),
     ):
         session.run(random_inputs(session.inputs, 1)[0])
@@ -91,15 +91,13 @@ def test_cut_connection(spec, tmp_path, sshd, remote_folder):
         session.run(inputs)
         assert list(remote_folder.iterdir())
         sshd.cut()
-        with pytest.raises(
-            TargetError, match=r"^The connection to board 'loopback' was cut \(.*\)\. Nothing of this run"
-        ):
+        with pytest.raises(TargetError, match=r"^The connection to board 'loopback' was cut \(.*\)\. Nothing"):
             session.run(inputs)
 
 
 def test_killed_in_the_middle_of_measuring(spec, tmp_path, sshd):
     case = make_case(spec, tmp_path)
-    long = MeasureSettings(min_seconds=60, max_seconds=60, timeout_s=100)
+    long = MeasureSettings(min_seconds=60, max_seconds=60, max_samples=10**9, timeout_s=100)
     timer = threading.Timer(4, sshd.cut)
     timer.start()
     with pytest.raises(TargetError, match=r"The connection to board 'loopback' was cut"):
@@ -116,7 +114,7 @@ def test_a_time_out_leaves_nothing_behind(spec, tmp_path):
 
 def test_runner_that_dies(spec, tmp_path, remote_folder):
     command = "sh -c 'kill -9 $PPID; sleep 1; echo 1' {model}"
-    with pytest.raises(TargetError, match=r"^The runner on board 'loopback' died while building \(status (137|-9)\)"):
+    with pytest.raises(TargetError, match=r"^The runner on board 'loopback' died while building\. Where memory"):
         find_target(options(spec, command=command)).build(make_case(spec, tmp_path).model_path)
 
 

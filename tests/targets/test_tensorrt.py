@@ -28,6 +28,9 @@ HAS_RTX = find_spec("tensorrt_rtx") is not None
 NO_TENSORRT = "needs TensorRT, which is not installed here" if find_spec("tensorrt") is None else ""
 NO_GPU = cuda.problem()
 
+# TensorRT has a timing cache; tensorrt-rtx, which stands in for it, has one that does nothing, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -160,14 +163,17 @@ def test_libraries_that_are_missing_are_named(model, stand_in_gpu, monkeypatch, 
 
 
 def test_a_failed_build_gives_its_reason(model, stand_in_tensorrt, monkeypatch):
-    class Builder(stand_in_tensorrt.Builder):
+    class Builder:
         def __init__(self, log):
-            super().__init__(log)
-            self._log = log
+            self._log, self._real = log, real(log)
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
 
         def build_serialized_network(self, network, config):
             self._log.log(SimpleNamespace(name="ERROR"), "Error Code 1: Cuda Runtime (out of memory)")
 
+    real = stand_in_tensorrt.Builder
     monkeypatch.setattr(stand_in_tensorrt, "Builder", Builder)
     message = (
         r"^Target 'tensorrt' with model\.onnx: the engine could not be built: out of memory \(.*\)\. Close what else"

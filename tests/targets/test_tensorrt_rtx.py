@@ -151,8 +151,8 @@ def test_an_unknown_operator_is_named_with_its_node(tmp_path):
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("my.domain", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "odd.onnx")
     message = (
-        "Target 'tensorrt-rtx' with odd.onnx: node 1 'odd' (Frobnicate) is not supported: there is no operator or plugin "
-        "for it. Replace it in the model."
+        "Target 'tensorrt-rtx' with odd.onnx: node 1 'odd' (Frobnicate) is not supported: there is no operator or "
+        "plugin for it. Replace it in the model."
     )
     with pytest.raises(TargetError, match=f"^{re.escape(message)}$"):
         built(tmp_path / "odd.onnx", "fp32")

@@ -124,7 +124,7 @@ def precision_shares(
 ) -> dict[str, float]:
     """The share of the time that each precision takes, from 0 to 1, of the layers that do arithmetic on weights.
 
-    Where no layer shows weights, all layers with arithmetic count; where there is no profile, all count alike.
+    Where no layer shows weights, all layers with arithmetic count; where the profile does not know them, all count alike.
 
     Args:
         layers: from `parse_layers`.
@@ -135,12 +135,13 @@ def precision_shares(
     compute = [layer for layer in layers if layer.is_compute or layer.name in on_dla]
     counted = [layer for layer in compute if layer.has_weights or layer.name in on_dla] or compute
     times = {time.name: time.average_ms for time in profile}
+    known = sum(times.get(layer.name, 0.0) for layer in counted)
     sums: dict[str, float] = {}
     for layer in counted:
         precision = dla_precision if layer.name in on_dla else layer.precision or "unknown"
-        sums[precision] = sums.get(precision, 0.0) + (times.get(layer.name, 0.0) if times else 1.0)
-    total = sum(sums.values())
-    return {name: value / total for name, value in sorted(sums.items(), key=lambda item: -item[1])} if total else {}
+        share = times.get(layer.name, 0.0) / known if known else 1 / len(counted)
+        sums[precision] = sums.get(precision, 0.0) + share
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def gpu_fallback_share(on_dla: Sequence[str], on_gpu: Sequence[str], profile: Sequence[LayerTime]) -> float:

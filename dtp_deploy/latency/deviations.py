@@ -1,0 +1,41 @@
+"""Why the widths in a plan are not those that the masks learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dtp_deploy.graph import Groups
+from dtp_deploy.prune import PruningPlan
+
+
+def explain_deviations(
+    learned: Mapping[str, int], plan: PruningPlan, preferred: Sequence[Sequence[int]] | None, groups: Groups
+) -> list[str]:
+    """One line for each kind of deviation: how many groups, and the one that was changed most.
+
+    Args:
+        learned: channels that the masks keep of every prunable group.
+        plan: what was chosen.
+        preferred: the numbers of units that the target likes; None where it was not asked.
+        groups: of the dense model.
+    """
+    if preferred is None:
+        return []
+    chosen = plan.widths()
+    fixed = [group for group, units in zip(groups.prunable, preferred, strict=True) if len(units) == 1]
+    moved = [group for group in groups.prunable if chosen[group.name] != learned[group.name] and group not in fixed]
+    notes = []
+    if moved:
+        most = max(moved, key=lambda group: abs(chosen[group.name] - learned[group.name]) / group.width)
+        notes.append(
+            f"{len(moved)} of {len(groups.prunable)} groups have another width than the masks learned, to suit the "
+            f"target and the measured latency; the largest change is {most.name}: {learned[most.name]} to "
+            f"{chosen[most.name]} of {most.width} channels."
+        )
+    if fixed:
+        most = max(fixed, key=lambda group: group.width - learned[group.name])
+        notes.append(
+            f"{len(fixed)} of {len(groups.prunable)} groups keep their full width, as no smaller one is faster on the "
+            f"target; the largest is {most.name}: {most.width} channels, of which the masks learned {learned[most.name]}."
+        )
+    return notes
