@@ -253,7 +253,7 @@ def _check_checkpoints(out: Path, partial: Path, force: bool, resume: bool) -> N
 
 
 def _has_checkpoints(partial: Path) -> bool:
-    return any((partial / CHECKPOINTS).glob("*.checkpoint"))
+    return bool(list((partial / CHECKPOINTS).glob("*.checkpoint")))
 
 
 def _clear(folder: Path, kept: set[str]) -> None:

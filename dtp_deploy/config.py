@@ -56,7 +56,7 @@ Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(_as_numbers)]
 
 
 def _key(section: str, default: Any, text: str, metavar: str = "", example: object = None, **limits: Any) -> Any:  # noqa: ANN401
-    extra = {"section": section, "metavar": metavar, "example": default if example is None else example}
+    extra: Any = {"section": section, "metavar": metavar, "example": default if example is None else example}
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
@@ -157,6 +157,10 @@ class CompressConfig(BaseModel):
     solver: Literal["exact", "sinkhorn-1"] = _key("Training", "exact", "Transport solver of the masks.")
     round_to: int = _key("Training", 1, "Make widths multiples of this.", "N", ge=1)
     seed: int = _key("Training", 0, "Seed of everything random.", "N", ge=0)
+    device: str | None = _key(
+        "Training", None, "What to train on: cpu, cuda, cuda:1; a GPU where there is one, unless given.", "NAME", "cuda"
+    )
+    log_dir: str | None = _key("Training", None, "Folder for the training's curves.", "DIR", "logs")
     checkpoint_every: float = _key(
         "Training", 10.0, "Minutes between two checkpoints; one is also written after every stage.", "MINUTES", ge=0
     )

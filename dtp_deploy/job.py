@@ -106,6 +106,8 @@ class Job:
             resume=order.resume,
             checkpoint_minutes=config.checkpoint_every,
             measuring=measuring,
+            log_dir=config.log_dir,
+            device=config.device,
             origin={ORIGIN: config.values()},
             progress=progress,
             model_name=Path(order.checkpoint).name,
@@ -232,7 +234,7 @@ def _preprocessing(
     for name in ("resize", "crop", "letterbox"):
         if name in given:
             size = parse_size(given[name], f"--{name}")
-            given[name] = size[0] if name == "resize" and "x" not in config.resize else size
+            given[name] = size[0] if name == "resize" and "x" not in given[name] else size
     if suggested is not None and specs:
         suggested = _scaled(suggested, specs[0].shape)
     if suggested is None:

@@ -224,7 +224,7 @@ class Target(abc.ABC):
     accepts: ClassVar[str] = "onnx"
     """The form of model that `build` takes: "onnx" or "torch.export"."""
     build_is_slow: ClassVar[bool] = False
-    """Whether a build takes so long that latency is learned from few whole networks, and not from many single layers."""
+    """Whether builds take so long that latency is learned from few whole networks, not from many single layers."""
 
     @abc.abstractmethod
     def availability(self) -> Availability:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dtp_deploy.rehearsal import DryRun
     from dtp_deploy.report import Report
 
-_MAY_CHANGE = {"json", "verbose", "workers", "checkpoint-every", "trust"}
+_MAY_CHANGE = {"json", "verbose", "workers", "checkpoint-every", "trust", "device", "log-dir"}
 """Keys that a run which goes on may be given otherwise: they change nothing in what it computes."""
 
 
@@ -138,7 +138,13 @@ def _show_dry_run(plan: DryRun, as_json: bool) -> None:
     print_table(
         ("budget", "dense", "smallest possible", "share", "how known"),
         [
-            (one.kind, f"{one.dense:.4g} {one.unit}", f"{one.smallest:.4g}", f"{one.smallest / one.dense:.1%}", one.basis)
+            (
+                one.kind,
+                f"{one.dense:.4g} {one.unit}",
+                f"{one.smallest:.4g}",
+                f"{one.smallest / one.dense:.1%}",
+                one.basis,
+            )
             for one in plan.reach
         ],
     )

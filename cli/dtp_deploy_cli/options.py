@@ -57,7 +57,8 @@ def with_config_options(command: _Command) -> _Command:
 
     The command takes them as keywords; its own parameters come after MODEL and before them.
     """
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.kind != one.VAR_KEYWORD]
+    named = inspect.signature(command, eval_str=True).parameters.values()
+    own = [one.replace(kind=one.KEYWORD_ONLY) for one in named if one.kind != one.VAR_KEYWORD]
     made = [_parameter(name, info) for name, info in CompressConfig.model_fields.items()]
     signature = inspect.Signature([made[0], *own, *made[1:]])
     command.__signature__ = signature  # type: ignore[attr-defined]
@@ -69,7 +70,7 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     if name == "checkpoint":
         text, metavar = info.description, extra_of(info)["metavar"]
-        argument = typer.Argument(metavar=f"[{metavar}]", show_default=False, help=text)
+        argument = typer.Argument(metavar=metavar, show_default=False, help=text)
         return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, argument])
     return inspect.Parameter(name, kind, default=None, annotation=Annotated[_typed(info), _option(name, info)])
 
@@ -78,12 +79,16 @@ def _option(name: str, info: FieldInfo) -> Any:  # noqa: ANN401 - typer's own ty
     flag = flag_of(name)
     least = next((limit.ge for limit in info.metadata if isinstance(limit, Ge)), None)
     default = info.default
-    shown = default is not None and default != () and not isinstance(default, bool)
+    shown = (
+        ""
+        if default is None or default is False or default == ()
+        else f" [default: {'on' if default is True else default}]"
+    )
     return typer.Option(
         f"{flag}/--no-{flag.removeprefix('--')}" if isinstance(default, bool) else flag,
         metavar=extra_of(info)["metavar"] or None,
-        help=f"{info.description}{' [default: on]' if default is True else ''}",
-        show_default=str(default) if shown else False,
+        help=f"{info.description}{shown}",
+        show_default=False,
         min=least,  # type: ignore[arg-type]
     )
 

@@ -1,9 +1,15 @@
-"""``docs/cli.md``, made from the help texts: ``python -m dtp_deploy_cli.reference > docs/cli.md``."""
+"""``docs/cli.md`` and ``docs/errors.md``, made from the help texts and from the error classes.
 
+python -m dtp_deploy_cli.reference > docs/cli.md
+python -m dtp_deploy_cli.reference errors > docs/errors.md
+"""
+
+import inspect
 import sys
 
 import typer
 
+from dtp_deploy import errors
 from dtp_deploy_cli.main import EXIT_CODES, app
 
 _INTRODUCTION = """# The command line
@@ -13,9 +19,44 @@ Results go to standard output; progress and errors go to standard error. Progres
 ours shows a traceback.
 
 A budget is a share of the dense model (`50%`) or an amount: `30M` MACs or parameters (also `k`, `G`), `512` channels,
-`2MB` (10^6 bytes; also `B`, `kB`, `GB`, `KiB`, `MiB`, `GiB`), `5ms` (also `us`, `s`).
+`2MB` (10^6 bytes; also `B`, `kB`, `GB`, `KiB`, `MiB`, `GiB`), `5ms` (also `us`, `s`). Several may be given, one of a
+kind; all of them are kept.
+
+Every option of `compress` is also a key of `dtp-deploy.toml`, which is read where the command is started; options win.
+`dtp-deploy init` writes an example with all keys. A table `[targets.NAME]` with a `kind` and its options makes
+`--target NAME`.
+
+Several processes: `torchrun --nproc-per-node 2 -m dtp_deploy_cli compress ...`. The first one talks.
 
 This page is made from the help texts: `python -m dtp_deploy_cli.reference > docs/cli.md`."""
+
+
+_ERRORS_INTRODUCTION = """# Errors
+
+Every error that is meant for you is one line: what was given, what is allowed, what to do. It ends the command with an
+exit code; in Python it is an exception, a child of `dtp_deploy.errors.DtpError`. Any other exception is a bug of ours
+and keeps its traceback (exit code 1).
+
+This page is made from the code: `python -m dtp_deploy_cli.reference errors > docs/errors.md`.
+
+| error | exit code | meaning |
+|---|---|---|"""
+
+
+def render_errors() -> str:
+    """The table of all errors, as Markdown."""
+    return "\n".join([_ERRORS_INTRODUCTION, *map(_error_row, error_classes())]) + "\n"
+
+
+def error_classes() -> list[type[errors.DtpError]]:
+    """All errors that are raised, in the order of their exit codes."""
+    found = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, errors.DtpError)]
+    return sorted((one for one in found if one is not errors.DtpError), key=lambda one: one.exit_code)
+
+
+def _error_row(error: type[errors.DtpError]) -> str:
+    code = "130 or 143" if error is errors.StoppedError else str(error.exit_code)
+    return f"| `{error.__name__}` | {code} | {' '.join((error.__doc__ or '').split())} |"
 
 
 def render_reference() -> str:
@@ -37,4 +78,4 @@ def help_text(command: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render_reference())
+    sys.stdout.write(render_errors() if sys.argv[1:] == ["errors"] else render_reference())

@@ -1,4 +1,4 @@
-"""Latency as a function of the widths: a constant and one table a layer. Who fills the tables is not asked here.
+"""Latency as a function of the widths: one table a layer, and how their sum goes. Who fills them is not asked here.
 
 A table holds the time of a layer over its numbers of input and output channels. Between the points of its grid the
 time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase the grid lies on the
@@ -41,7 +41,7 @@ class LayerTime:
     def rising(self) -> LayerTime:
         """The same with times that never fall along either axis.
 
-        The mean of the smallest such table above this one and the largest below it: what was out of order becomes level.
+        The mean of the smallest such table above this one and the largest below it: what is out of order gets level.
 
         >>> LayerTime((1,), (8, 16, 32), ((2.0, 1.0, 3.0),)).rising().ms
         ((1.5, 1.5, 3.0),)
@@ -117,13 +117,20 @@ class LatencyCost:
         layers: all timed layers of the network, at least one.
         units: units of each prunable group in the dense model, [G,].
         constant_ms: time that no width changes.
+        bend: of the network's time over the sum s of the layers' times: constant_ms + s + bend * s^2, bend >= 0. A
+            large network runs out of cache, so that its layers together take longer than each alone.
         steps: the target's preferred multiples of input and of output channels.
     """
 
     def __init__(
-        self, layers: Sequence[TimedLayer], units: Sequence[int], constant_ms: float, steps: tuple[int, int] = (1, 1)
+        self,
+        layers: Sequence[TimedLayer],
+        units: Sequence[int],
+        constant_ms: float,
+        steps: tuple[int, int] = (1, 1),
+        bend: float = 0.0,
     ) -> None:
-        self.layers, self.constant_ms, self.steps = tuple(layers), constant_ms, steps
+        self.layers, self.constant_ms, self.steps, self.bend = tuple(layers), constant_ms, steps, bend
         self._units = torch.tensor([float(count) for count in units], dtype=torch.float64)
         self._sides = (
             _Side([(layer.inputs, layer.time.inputs) for layer in layers]),
@@ -155,6 +162,7 @@ class LatencyCost:
                 "units": [int(count) for count in self._units.tolist()],
                 "constant_ms": self.constant_ms,
                 "steps": self.steps,
+                "bend": self.bend,
             }
         )
 
@@ -175,7 +183,7 @@ class LatencyCost:
             for layer in raw["layers"]
         ]
         inputs, outputs = raw["steps"]
-        return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs))
+        return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs), raw["bend"])
 
     def _interpolate(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (row, down, down_slope), (column, right, right_slope) = (
@@ -185,10 +193,12 @@ class LatencyCost:
         a, b = self._ms[layer, row, column], self._ms[layer, row, column + 1]
         c, d = self._ms[layer, row + 1, column], self._ms[layer, row + 1, column + 1]
         upper, lower = a + right * (b - a), c + right * (d - c)
-        value = self.constant_ms + (upper + down * (lower - upper)).sum()
+        total = (upper + down * (lower - upper)).sum()
         by_row = (lower - upper) * down_slope
         by_column = ((b - a) + down * ((d - c) - (b - a))) * right_slope
-        return value, by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
+        value = self.constant_ms + total + self.bend * total.square()
+        gradient = by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
+        return value, (1 + 2 * self.bend * total) * gradient
 
     def preferred_widths(self) -> list[tuple[int, ...]]:
         """For every prunable group the numbers of units that are worth having, ascending; the full one is the last.

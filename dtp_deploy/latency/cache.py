@@ -44,7 +44,7 @@ class MeasurementCache:
         self.problem: str | None = None
 
     def read(self, kind: str, key: Mapping[str, Any]) -> Any | None:  # noqa: ANN401 - whatever JSON holds
-        """The values of an entry; None where there is none, or one that is damaged, of another key or of another format."""
+        """The values of an entry; None where there is none, or it is damaged, of another key or of another format."""
         whole = self._key(kind, key)
         try:
             entry = json.loads(self._path(kind, whole).read_text(encoding="utf-8"))

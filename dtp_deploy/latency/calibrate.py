@@ -26,7 +26,8 @@ from dtp_deploy.latency.graphs import COPIES, write_layer
 from dtp_deploy.latency.layers import Layer, LayerSignature, gemm, trace_layers
 from dtp_deploy.latency.probe import LatencyProbe
 from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
-from dtp_deploy.profile.measure import MeasureSettings, measure
+from dtp_deploy.latency.timing import time_models
+from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, make_plan
 from dtp_deploy.prune.plan import fingerprint_of
@@ -52,6 +53,8 @@ _UNIFORM = (0.75, 0.5, 0.25)
 _RANDOM = 4
 _RANDOM_IF_SLOW = 16
 _AT_ONCE_IF_SLOW = 4
+_OVERHEAD = "overhead"
+_MACS, _WEIGHTS, _TRAFFIC = 1, 2, 3  # places in what `_work` gives
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def learn_table(
     cache_folder: Path | None = None,
     progress: Progress = SILENT,
 ) -> LatencyTable:
-    """Learn the latency of a network on its target; what was measured before, on the same device, is not measured again.
+    """Learn the latency of a network on its target; what was measured there before is not measured again.
 
     Args:
         probe: of the network and the target.
@@ -116,11 +119,10 @@ def learn_table(
                 tables[signature] = meter.table(signature, inputs, outputs).rising()
             advance()
     estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
-    raw = [(tables | estimated)[layer.signature] for layer in layers]
     plans = _structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
     times = _measure_structures(probe, plans, cache, progress)
-    bases = [[(1.0, time_of)] for time_of in raw]
-    cost, error = _fit(bases, 1, layers, probe.groups, times, steps)
+    bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
+    cost, error = _fit(bases, layers, probe.groups, times, steps)
     return LatencyTable(cost, len(tables), len(estimated), error, cache.problem)
 
 
@@ -131,16 +133,17 @@ def identify(target: TargetSpec) -> dict[str, Any]:
         TargetError: it does not run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "identify.onnx"
-        write_layer(path, gemm(1), 16, 16, copies=1)
-        environment = measure({"identify": path}, target, _LAYER)["identify"].environment
-    system = {key: environment["system"].get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
-    return {
-        "target": target.name,
-        "options": dict(target.options),
-        "engine": environment["engine"],
-        "system": system,
-    }
+        environment = time_models({_OVERHEAD: _overhead_graph(Path(folder))}, target, _LAYER)[_OVERHEAD].environment
+    system = {key: environment.get("system", {}).get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
+    known = {key: environment[key] for key in ("engine", "device", "assumptions", "basis") if key in environment}
+    return {"target": target.name, "options": dict(target.options), "system": system, **known}
+
+
+def _overhead_graph(folder: Path) -> Path:
+    """As good as nothing: what it takes is what a run costs besides the layers."""
+    path = folder / f"{_OVERHEAD}.onnx"
+    write_layer(path, gemm(1), 16, 16, copies=1)
+    return path
 
 
 class _Meter:
@@ -180,13 +183,15 @@ class _Meter:
         if known is not None:
             return known
         with tempfile.TemporaryDirectory() as folder:
-            paths = {}
+            paths = {_OVERHEAD: _overhead_graph(Path(folder))}
             for inputs, outputs in widths:
                 path = Path(folder) / f"layer-{inputs}-{outputs}.onnx"
                 write_layer(path, signature, inputs, outputs)
                 paths[path.stem] = path
-            reports = measure(paths, self.target, _LAYER)
-        values = [float(np.percentile(report.samples_ms, _QUANTILE)) / COPIES for report in reports.values()]
+            reports = time_models(paths, self.target, _LAYER)
+        overhead, *whole = [float(np.percentile(report.samples_ms, _QUANTILE)) for report in reports.values()]
+        # A graph that is hardly slower than none at all must not come out as free.
+        values = [max(ms - overhead, 0.1 * ms) / COPIES for ms in whole]
         self.cache.write("layer", _layer_key(signature, widths), values)
         return values
 
@@ -253,20 +258,19 @@ def _estimate(
     if rows:
         x = fit_not_negative(np.array([work for work, _ in rows]), np.array([ms for _, ms in rows]))
     else:
-        x = np.array([0.0, 1e-6, 0.0])  # whole structures will say how long an operation takes
-    return {
-        signature: _tabulate(
-            inputs, outputs, [x @ np.array(_work(signature, i, o)) for i, o in _points(inputs, outputs)]
-        )
-        for signature, (inputs, outputs) in grids.items()
-    }
+        x = np.array([0.0, 1e-6, 0.0, 0.0])  # whole structures will say how long an operation takes
+    tables = {}
+    for signature, (inputs, outputs) in grids.items():
+        work = np.array([_work(signature, *widths) for widths in _points(inputs, outputs)])
+        tables[signature] = _tabulate(inputs, outputs, (work @ x).tolist())
+    return tables
 
 
-def _work(signature: LayerSignature, inputs: int, outputs: int) -> tuple[float, float, float]:
-    """What the time of a layer is made of: itself, its operations, and the values that it reads and writes."""
+def _work(signature: LayerSignature, inputs: int, outputs: int) -> tuple[float, ...]:
+    """What the time of a layer is made of: itself, its operations, the weights and the activations that it moves."""
     positions = signature.batch * float(np.prod(signature.positions))
     traffic = positions * (outputs + (outputs if signature.is_depthwise else inputs))
-    return 1.0, float(signature.macs(inputs, outputs)), traffic
+    return 1.0, float(signature.macs(inputs, outputs)), float(signature.weights(inputs, outputs)), traffic
 
 
 def _tabulate(inputs: Sequence[int], outputs: Sequence[int], values: Sequence[float]) -> LayerTime:
@@ -274,28 +278,40 @@ def _tabulate(inputs: Sequence[int], outputs: Sequence[int], values: Sequence[fl
     return LayerTime(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in table.tolist()))
 
 
+def _from_work(signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int], which: int) -> LayerTime:
+    """One part of `_work` over a grid."""
+    return _tabulate(inputs, outputs, [_work(signature, *widths)[which] for widths in _points(inputs, outputs)])
+
+
+def _with_surroundings(layer: Layer, time_of: LayerTime) -> list[LayerTime]:
+    """What explains a layer's time inside of the network: its time alone, where its weights and activations stay in the
+    cache; its weights, which do not while the others run; its activations, which other operators read and write too.
+    """
+    return [
+        time_of,
+        *(_from_work(layer.signature, time_of.inputs, time_of.outputs, which) for which in (_WEIGHTS, _TRAFFIC)),
+    ]
+
+
 def _from_structures(
     probe: LatencyProbe, layers: Sequence[Layer], cache: MeasurementCache, until: float, progress: Progress
 ) -> LatencyTable:
-    """Without graphs of single layers: operations and traffic of each kind of layer, weighed by whole structures."""
+    """Without graphs of single layers: the work of each kind of layer, weighed by whole structures."""
     plans = _structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
     times = _measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
-    kinds = sorted({(layer.signature.op, layer.signature.kernel, layer.signature.is_depthwise) for layer in layers})
+    kinds = sorted({layer.signature.kind for layer in layers})
     bases = []
     for layer in layers:
-        signature = layer.signature
-        kind = kinds.index((signature.op, signature.kernel, signature.is_depthwise))
-        inputs = (1, layer.inputs) if layer.inputs > 1 else (1,)
-        outputs = (1, layer.outputs) if layer.outputs > 1 else (1,)
-        work = [_work(signature, i, o) for i, o in _points(inputs, outputs)]
-        tables: list[tuple[float, LayerTime]] = [(0.0, _tabulate(inputs, outputs, [0.0] * len(work)))] * (
-            2 * len(kinds)
-        )
-        for which in (1, 2):
-            tables[2 * kind + which - 1] = (1.0, _tabulate(inputs, outputs, [each[which] for each in work]))
-        bases.append(tables)
-    cost, error = _fit(bases, 2 * len(kinds), layers, probe.groups, times, (1, 1))
-    return LatencyTable(cost, 0, len(set(layer.signature for layer in layers)), error, cache.problem)
+        inputs, outputs = (tuple(sorted({1, full})) for full in (layer.inputs, layer.outputs))
+        nothing = _tabulate(inputs, outputs, [0.0] * (len(inputs) * len(outputs)))
+        operations = [
+            _from_work(layer.signature, inputs, outputs, _MACS) if kind == layer.signature.kind else nothing
+            for kind in kinds
+        ]
+        around = [_from_work(layer.signature, inputs, outputs, which) for which in (_WEIGHTS, _TRAFFIC)]
+        bases.append([*operations, *around])
+    cost, error = _fit(bases, layers, probe.groups, times, (1, 1))
+    return LatencyTable(cost, 0, len({layer.signature for layer in layers}), error, cache.problem)
 
 
 def _structures(groups: Groups, fingerprint: str, steps: tuple[int, int], random: int) -> dict[str, PruningPlan]:
@@ -330,7 +346,7 @@ def _measure_structures(
     at_once: int | None = None,
     until: float = float("inf"),
 ) -> Timed:
-    """Milliseconds of whole structures and of the dense network, on the scale of the first measurement of the latter."""
+    """Milliseconds of the dense network and of whole structures, on the scale of the former's first measurement."""
     groups = probe.groups
     shapes = [list(tensor.shape) for tensor in groups.inputs]
     names = list(plans)
@@ -362,34 +378,34 @@ def _units(plan: PruningPlan, groups: Groups) -> list[float]:
 
 
 def _fit(
-    bases: Sequence[Sequence[tuple[float, LayerTime]]],
-    count: int,
-    layers: Sequence[Layer],
-    groups: Groups,
-    times: Timed,
-    steps: tuple[int, int],
+    bases: Sequence[Sequence[LayerTime]], layers: Sequence[Layer], groups: Groups, times: Timed, steps: tuple[int, int]
 ) -> tuple[LatencyCost, float]:
     """The constant and the factors of the bases that explain whole structures best, and the largest relative error."""
     units = [group.units for group in groups.prunable]
+    count = len(bases[0])
 
-    def cost_with(factors: Sequence[float], constant: float) -> LatencyCost:
+    def cost_with(factors: Sequence[float], constant: float = 0.0, bend: float = 0.0) -> LatencyCost:
         timed = []
         for layer, tables in zip(layers, bases, strict=True):
-            total = sum(
-                factor * present * np.array(table.ms) for factor, (present, table) in zip(factors, tables, strict=True)
-            )
-            inputs, outputs = tables[0][1].inputs, tables[0][1].outputs
-            time_of = _tabulate(inputs, outputs, np.asarray(total).ravel().tolist())
+            total = np.tensordot(np.array(factors), np.array([table.ms for table in tables]), axes=1)
+            time_of = _tabulate(tables[0].inputs, tables[0].outputs, total.ravel().tolist())
             timed.append(TimedLayer(time_of, layer.input_channels, layer.output_channels))
-        return LatencyCost(timed, units, constant, steps)
+        return LatencyCost(timed, units, constant, steps, bend)
 
     widths = [torch.tensor(each, dtype=torch.float64) for each, _ in times]
     measured = np.array([ms for _, ms in times])
-    columns = [np.ones(len(times))]
-    for base in range(count):
-        alone = cost_with([float(base == other) for other in range(count)], 0.0)
-        columns.append(np.array([alone.exact(each) for each in widths]))
-    constant, *factors = fit_not_negative(np.stack(columns, axis=1), measured)
-    cost = cost_with(factors, float(constant))
+
+    def sums(factors: Sequence[float]) -> Floats:
+        cost = cost_with(factors)
+        return np.array([cost.exact(each) for each in widths])
+
+    columns = [sums([float(base == other) for other in range(count)]) for base in range(count)]
+    factors = fit_not_negative(np.stack([np.ones(len(times)), *columns], axis=1), measured)[1:]
+    total = sums(factors.tolist())
+    constant, factor, bend = fit_not_negative(np.stack([np.ones(len(times)), total, total**2], axis=1), measured)
+    if factor > 0:
+        cost = cost_with((factors * factor).tolist(), float(constant), float(bend / factor**2))
+    else:
+        cost = cost_with(factors.tolist(), float(constant), 0.0)
     predicted = np.array([cost.exact(each) for each in widths])
     return cost, float(np.abs(predicted / measured - 1).max())

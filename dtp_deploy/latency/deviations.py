@@ -36,6 +36,6 @@ def explain_deviations(
         most = max(fixed, key=lambda group: group.width - learned[group.name])
         notes.append(
             f"{len(fixed)} of {len(groups.prunable)} groups keep their full width, as no smaller one is faster on the "
-            f"target; the largest is {most.name}: {most.width} channels, of which the masks learned {learned[most.name]}."
+            f"target; the one that the masks cut most is {most.name}: {learned[most.name]} of {most.width} channels."
         )
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,10 +77,10 @@ def _weight(signature: LayerSignature, inputs: int, outputs: int) -> tuple[int, 
     return outputs, inputs // groups, *signature.kernel
 
 
-def _attributes(signature: LayerSignature, outputs: int) -> dict[str, object]:
+def _attributes(signature: LayerSignature, outputs: int) -> dict[str, Any]:
     if signature.op == "Gemm":
         return {}
-    attributes: dict[str, object] = {
+    attributes: dict[str, Any] = {
         "kernel_shape": signature.kernel,
         "strides": signature.stride,
         "pads": signature.padding,

@@ -24,7 +24,8 @@ class LayerSignature:
 
     Attributes:
         op: the ONNX operator.
-        kernel, stride, padding, dilation, output_padding: one a spatial dimension; `padding` of both ends, begins first.
+        kernel, stride, dilation, output_padding: one a spatial dimension.
+        padding: of the beginning of every dimension, then of the end of every one.
         groups: of a grouped convolution; 0 for a depthwise one, which has as many as channels.
         batch: samples, or rows of a matrix product.
         positions: spatial size of the input.
@@ -45,10 +46,19 @@ class LayerSignature:
         """Whether it has one width only."""
         return self.groups == 0
 
+    @property
+    def kind(self) -> tuple[Op, tuple[int, ...], bool]:
+        """What one implementation in a runtime usually serves."""
+        return self.op, self.kernel, self.is_depthwise
+
+    def weights(self, inputs: int, outputs: int) -> int:
+        """Values of the weight at some widths."""
+        each = math.prod(self.kernel) * outputs
+        return each if self.is_depthwise else each * inputs // self.groups
+
     def macs(self, inputs: int, outputs: int) -> int:
         """Multiply-accumulate operations at some widths."""
-        each = math.prod(self.kernel) * self.batch * math.prod(self._summed_positions())
-        return each * outputs if self.is_depthwise else each * inputs * outputs // self.groups
+        return self.weights(inputs, outputs) * self.batch * math.prod(self._summed_positions())
 
     def _summed_positions(self) -> tuple[int, ...]:
         if self.op == "ConvTranspose":

@@ -336,7 +336,7 @@ class ChannelMasks:
         ]
 
     def learned_widths(self) -> dict[str, int]:
-        """Channels of every prunable group that the masks keep by themselves, without rounding: those of 0.5 and more."""
+        """Channels of every prunable group whose masks are 0.5 or more: what is learned, before any rounding."""
         sizes = [group.units for group in self.groups.prunable]
         parts = torch.split(self.result.masks.detach(), sizes)
         return {

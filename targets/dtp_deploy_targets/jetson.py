@@ -37,6 +37,7 @@ class JetsonTarget(RemoteTarget):
 
     name = "jetson"
     summary = "An NVIDIA Jetson board, by TensorRT there"
+    build_is_slow = True
 
     def __init__(
         self,

@@ -7,28 +7,34 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+import typer
 from torch import nn
 
-import dtp_deploy.pipeline
+import dtp_deploy.job
 from dtp_deploy.budget import Budget, parse_budget
+from dtp_deploy.config import CompressConfig, flag_of
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.prune import MaskSettings
 from dtp_deploy.report import Report, headline, summary_rows
 from dtp_deploy.target import TargetSpec
+from dtp_deploy.task import CLASSIFICATION, UNLABELLED
 from dtp_deploy.train import Settings
-from dtp_deploy_cli.compress import compress
+from dtp_deploy_cli.main import app
 
 FACTORY = """
 from torch import nn
 
 def tiny():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+def same(model):
+    return model
 """
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command that lacks nothing but a budget. The working directory holds the factory and the checkpoint."""
+    """A command that lacks only a budget. The working directory holds the factory and the checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "nets_of_cli_test", raising=False)
     (tmp_path / "nets_of_cli_test.py").write_text(FACTORY)
@@ -57,7 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, sample_report: dict[str, object]) -> 
         seen.update(given, model=model)
         return Report.model_validate(sample_report)
 
-    monkeypatch.setattr(dtp_deploy.pipeline, "compress", answer)
+    monkeypatch.setattr(dtp_deploy.job, "compress", answer)
     return seen
 
 
@@ -65,11 +71,14 @@ def test_the_defaults_are_the_librarys(run_cli, job: list[str], asked: dict[str,
     assert run_cli(*job, "--macs", "50%").code == 0
 
     assert asked["settings"] == Settings()
-    assert asked["budget"] == Budget("macs", 0.5, relative=True)
+    assert asked["budget"] == (Budget("macs", 0.5, relative=True),)
+    assert asked["task"] == CLASSIFICATION
     assert asked["target"] == TargetSpec("cpu")
     assert asked["input_shape"] == (1, 1, 8, 8)
     assert asked["out"] == Path("small")
-    assert asked["force"] is False
+    assert asked["force"] is asked["resume"] is asked["require_measured"] is asked["pickled"] is False
+    assert asked["checkpoint_minutes"] == 10
+    assert asked["finish"] is asked["pruned_by"] is asked["inputs"] is asked["input_names"] is None
     assert asked["model_name"] == "tiny.pt"
     assert asked["data"].name == "digits"
 
@@ -83,10 +92,11 @@ def test_the_weights_are_loaded(run_cli, job: list[str], asked: dict[str, Any]) 
 def test_every_flag_reaches_the_library(run_cli, job: list[str], asked: dict[str, Any]) -> None:
     flags = (
         "--epochs 3 --seed 7 --lr 0.5 --batch-size 8 --no-distill --augment shift --solver sinkhorn-1 --round-to 4 "
-        "--threads 1 --force --per-layer"
+        "--threads 1 --force --per-layer --checkpoint-every 2.5 --save-module --require-measured "
+        "--finish nets_of_cli_test:same"
     )
 
-    assert run_cli(*job, "--channels", "50%", *flags.split()).code == 0
+    assert run_cli(*job, "--channel-count", "50%", "--size", "2kB", *flags.split()).code == 0
 
     assert asked["settings"] == Settings(
         epochs=3,
@@ -97,22 +107,218 @@ def test_every_flag_reaches_the_library(run_cli, job: list[str], asked: dict[str
         augment="shift",
         masks=MaskSettings(solver="sinkhorn-1", round_to=4),
     )
-    assert asked["budget"] == Budget("channels", 0.5, relative=True, scope="per-layer")
+    assert asked["budget"] == (
+        Budget("size", 2000, scope="per-layer"),
+        Budget("channels", 0.5, relative=True, scope="per-layer"),
+    )
     assert asked["target"] == TargetSpec("cpu", {"threads": 1})
-    assert asked["force"] is True
+    assert asked["force"] is asked["pickled"] is asked["require_measured"] is True
+    assert asked["checkpoint_minutes"] == 2.5
+    assert asked["finish"](asked["model"]) is asked["model"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [("macs", "1k"), ("params", "1k"), ("size", "2MB"), ("channels", "3"), ("latency", "5ms")]
+    ("flag", "kind", "text"),
+    [
+        ("--macs", "macs", "1k"),
+        ("--params", "params", "1k"),
+        ("--size", "size", "2MB"),
+        ("--channel-count", "channels", "3"),
+        ("--latency", "latency", "5ms"),
+    ],
 )
-def test_each_kind_of_budget(run_cli, job: list[str], asked: dict[str, Any], kind: Any, text: str) -> None:
-    assert run_cli(*job, f"--{kind}", text).code == 0
-    assert asked["budget"] == parse_budget(kind, text)
+def test_each_kind_of_budget(run_cli, job: list[str], asked: dict[str, Any], flag: str, kind: Any, text: str) -> None:
+    assert run_cli(*job, flag, text).code == 0
+    assert asked["budget"] == (parse_budget(kind, text),)
 
 
 @pytest.mark.parametrize(("option", "owner"), [("solver", MaskSettings), ("augment", Settings)])
 def test_the_choices_are_the_librarys(option: str, owner: type) -> None:
-    assert get_args(get_type_hints(compress)[option]) == get_args(get_type_hints(owner)[option])
+    assert get_args(get_type_hints(CompressConfig)[option]) == get_args(get_type_hints(owner)[option])
+
+
+def test_every_key_has_its_flag_and_every_flag_its_key() -> None:
+    command = typer.main.get_group(app).commands["compress"]
+    flags = {parameter.opts[0] for parameter in command.params if parameter.name != "checkpoint"}
+    keys = {flag_of(name) for name in CompressConfig.model_fields if name != "checkpoint"}
+
+    assert flags - keys == {"--config", "--resume"}
+    assert keys <= flags
+
+
+def test_the_file_is_read_and_flags_win(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    Path("dtp-deploy.toml").write_text(
+        '[compress]\nepochs = 3\nseed = 5\nmacs = "40%"\nforce = true\n[targets.bench]\nkind = "cpu"\nthreads = 1\n'
+    )
+
+    assert run_cli(*job, "--seed", "6", "--no-force", "--target", "bench").code == 0
+
+    assert (asked["settings"].epochs, asked["settings"].seed, asked["force"]) == (3, 6, False)
+    assert asked["budget"] == (parse_budget("macs", "40%"),)
+    assert asked["target"] == TargetSpec("cpu", {"threads": 1})
+
+
+def test_the_file_alone_is_enough(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    Path("mine.toml").write_text(
+        '[compress]\ncheckpoint = "tiny.pt"\nmodel = "nets_of_cli_test:tiny"\ndata = "digits"\nmacs = "50%"\n'
+    )
+
+    assert run_cli("compress", "--config", "mine.toml").code == 0
+
+    assert asked["out"] == Path("tiny-compressed")
+    assert asked["input_shape"] == (1, 1, 8, 8)  # of the data, which have a shape of their own
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        ((), "epochs = 3", "dtp-deploy.toml: there is no table 'epochs'. Known are: compress, targets, devices, gate."),
+        ((), "[compress]\nepoch = 3", "dtp-deploy.toml: there is no key 'epoch'. Did you mean 'epochs'?"),
+        (
+            (),
+            '[compress]\nepochs = "many"',
+            "dtp-deploy.toml: epochs = 'many' is not allowed. Input should be a valid integer, unable to parse string "
+            "as an integer.",
+        ),
+        ((), "[compress", "dtp-deploy.toml is no TOML file: "),
+        (("--config", "none.toml"), "", "--config none.toml does not exist. Give the path of a file; "),
+    ],
+)
+def test_a_wrong_file_is_refused(run_cli, job: list[str], words: tuple[str, ...], text: str, message: str) -> None:
+    Path("dtp-deploy.toml").write_text(text)
+
+    outcome = run_cli(*job, *words)
+
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"Error: {message}")
+
+
+def test_the_budget_is_half_of_the_latency_where_that_can_be_measured(
+    run_cli, job: list[str], asked: dict[str, Any]
+) -> None:
+    assert run_cli(*job).code == 0
+    assert asked["budget"] == (Budget("latency", 0.5, relative=True),)
+
+
+def test_the_budget_is_half_of_the_macs_elsewhere(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    assert run_cli(*job, "--target", "ssh").code == 0
+    assert asked["budget"] == (Budget("macs", 0.5, relative=True),)
+
+
+def test_no_model_at_all(run_cli) -> None:
+    assert run_cli("compress").err == (
+        'Error: No model is given. Give its file, `dtp-deploy compress model.pt`, or a line checkpoint = "model.pt" '
+        "in dtp-deploy.toml.\n"
+    )
+
+
+@pytest.fixture
+def pickled(job: list[str], asked: dict[str, Any]) -> list[str]:
+    """A command with a pickled model."""
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), "pickled.pt")
+    return ["compress", "pickled.pt", "--input", "1x1x8x8", "--macs", "50%"]
+
+
+def test_a_pickle_without_trust_is_refused_where_nobody_can_be_asked(run_cli, pickled: list[str]) -> None:
+    outcome = run_cli(*pickled)
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("Error: Checkpoint pickled.pt needs code to load: it would import torch.nn.")
+    assert "nothing was run. Give --trust" in outcome.err
+
+
+def test_trust_may_be_given(run_cli, pickled: list[str], asked: dict[str, Any]) -> None:
+    assert run_cli(*pickled, "--trust").code == 0
+    assert asked["task"] is UNLABELLED
+    assert asked["data"].name == "synthetic"
+
+
+@pytest.mark.parametrize(("answer", "code"), [(True, 0), (False, 2)])
+def test_at_a_terminal_the_classes_are_listed_and_trust_is_asked_for_once(
+    run_cli, pickled: list[str], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: bool, code: int
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr("dtp_deploy_cli.compress._can_ask", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda text, **given: questions.append(text) or answer)
+
+    outcome = run_cli(*pickled)
+
+    assert outcome.code == code
+    assert questions == ["Do you trust it? (--trust answers yes)"]
+    lines = outcome.err.splitlines()
+    assert lines[0] == "pickled.pt needs code to load. It would import:"
+    assert "  torch.nn.modules.conv.Conv2d" in lines
+    assert ("model" in asked) is answer
+
+
+def test_a_dry_run_trains_and_writes_nothing(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    before = sorted(Path().iterdir())
+
+    outcome = run_cli(*job, "--dry-run", "--macs", "50%")
+    document = json.loads(run_cli(*job, "--dry-run", "--macs", "50%", "--json").out)
+
+    assert (outcome.code, outcome.err, asked) == (0, "", {})
+    assert "Imports: nothing\nReads: tiny.pt\nBudget: macs 50%; target: cpu; would write: small\n" in outcome.out
+    assert outcome.out.endswith("Nothing was trained and nothing was written.\n")
+    assert [one["kind"] for one in document["reach"]] == ["macs", "params", "size", "channels", "latency"]
+    assert {one["kind"]: one["smallest"] for one in document["reach"]}["channels"] == 1
+    assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.fixture
+def cut_off(job: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the checkpoint of a run holds that was cut off."""
+    origin = {"compress": {"checkpoint": "tiny.pt", "model": "nets_of_cli_test:tiny", "data": "digits", "macs": "30%"}}
+    monkeypatch.setattr("dtp_deploy.checkpoints.read_origin", lambda out: origin)
+    return origin
+
+
+def test_resume_needs_nothing_else(run_cli, cut_off: dict[str, Any], asked: dict[str, Any]) -> None:
+    assert run_cli("compress", "--resume", "small", "--macs", "30%").code == 0
+
+    assert (asked["resume"], asked["out"]) == (True, Path("small"))
+    assert asked["budget"] == (parse_budget("macs", "30%"),)
+    assert asked["origin"]["compress"] == {**cut_off["compress"], "out": "small"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--macs", "40%", "--epochs", "3"],
+            "--resume small: changed since the run was started: --macs (was 30%, is 40%), --epochs (was not given, is "
+            "3). Leave these out: all options come from the checkpoint; or start over with --force.",
+        ),
+        (
+            ["--config", "other.toml"],
+            "--resume small takes all options from the run that it goes on with. Leave --config other.toml out.",
+        ),
+    ],
+)
+def test_resume_refuses_other_options(run_cli, cut_off: dict[str, Any], words: list[str], message: str) -> None:
+    assert run_cli("compress", "--resume", "small", *words) == (2, "", f"Error: {message}\n")
+
+
+def test_resume_of_a_run_started_from_python(run_cli, cut_off: dict[str, Any]) -> None:
+    del cut_off["compress"]
+    assert run_cli("compress", "--resume", "small").err == (
+        "Error: --resume small: that run was started from Python. Go on with dtp_deploy.compress(..., resume=True).\n"
+    )
+
+
+def test_resume_without_checkpoints(run_cli, job: list[str]) -> None:
+    outcome = run_cli("compress", "--resume", "small")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Error: --resume small: there is no checkpoint in ")
+
+
+def test_only_the_first_process_talks(
+    run_cli, job: list[str], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+
+    assert run_cli(*job, "--macs", "50%", "--verbose") == (0, "", "")
+    assert run_cli(*job, "--macs", "0%").err.startswith("Error in process 1: --macs 0%: ")
 
 
 @pytest.mark.usefixtures("asked")
@@ -140,7 +346,7 @@ def test_a_budget_that_is_not_met_is_code_3(run_cli, job: list[str], monkeypatch
     def fail(*words: Any, **given: Any) -> Report:
         raise BudgetError("--latency 1us is below what tiny.pt can reach. Give 2us or more.")
 
-    monkeypatch.setattr(dtp_deploy.pipeline, "compress", fail)
+    monkeypatch.setattr(dtp_deploy.job, "compress", fail)
 
     assert run_cli(*job, "--latency", "1us") == (
         3,
@@ -149,17 +355,9 @@ def test_a_budget_that_is_not_met_is_code_3(run_cli, job: list[str], monkeypatch
     )
 
 
-ONE_BUDGET = "Give exactly one budget of --macs, --params, --size, --channels, --latency; given: "
-
-
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ([], f"{ONE_BUDGET}none. For half of the operations: --macs 50%."),
-        (
-            ["--macs", "50%", "--size", "2MB"],
-            f"{ONE_BUDGET}--macs 50% and --size 2MB. For half of the operations: --macs 50%.",
-        ),
         (["--macs", "0%"], "--macs 0%: give a percentage above 0% and at most 100%."),
         (["--macs", "120%"], "--macs 120%: give a percentage above 0% and at most 100%."),
         (["--latency", "0ms"], "--latency 0ms: a budget must be above zero. Give 5ms, say."),
@@ -214,7 +412,7 @@ def replaced(job: list[str], option: str, value: str) -> list[str]:
         ("--model", "nets_of_cli_test", "--model 'nets_of_cli_test' is not of the form pkg.module:name."),
         ("--model", "nets_of_cli_test:big", "--model nets_of_cli_test:big: module nets_of_cli_test has no 'big'."),
         ("--data", "photos", "--data 'photos' is not known."),
-        ("--input", "8 by 8", "--input '8 by 8' is not a shape."),
+        ("--input", "8 by 8", "--input '8 by 8' is not of the form [name:]shape[:type]."),
         ("--input", "1x3x32x32", "--input 1x3x32x32 does not fit --data digits, whose samples are 1x8x8."),
     ],
 )
@@ -231,6 +429,16 @@ def test_bad_input_is_one_line_that_names_it(run_cli, job: list[str], option: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--statistic p90", "--statistic p90 is of a latency. Give --latency too, or leave it out."),
+        (
+            "--target-option fast",
+            "--target-option 'fast' is not of the form KEY=VALUE. Give a name and a value: precision=fp16.",
+        ),
+        (
+            "--mean 0.5,a",
+            "--mean 0.5,a is not allowed. Input should be a valid number, unable to parse string as a number.",
+        ),
+        ("--crop big", "--crop 'big' is not a size. Give pixels, such as 224, or HEIGHTxWIDTH: 480x640."),
         ("--epochs 0", "Invalid value for '--epochs': Input should be greater than or equal to 1."),
         ("--lr 0", "--lr 0.0 is not allowed. Give a number above 0, such as 0.02."),
         ("--lr nan", "--lr nan is not allowed. Give a number above 0, such as 0.02."),

@@ -32,7 +32,9 @@ def started(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["compress", "--help"], ["profile"], ["compress", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["compress", "--help"], ["profile"], ["compress"], ["init"]]
+)
 def test_help_and_wrong_use_import_nothing_heavy(words: list[str]) -> None:
     script = (
         "import json, sys\nfrom dtp_deploy_cli.main import main\nsys.argv[1:] = json.loads(sys.argv[1])\n"
@@ -83,8 +85,8 @@ def test_help_says_the_exit_codes(run_cli) -> None:
         ([], "Missing command. See `dtp-deploy --help`."),
         (["compres"], "No such command 'compres'. Did you mean 'compress'? See `dtp-deploy --help`."),
         (["targets", "--verbos"], "No such option: --verbos. See `dtp-deploy targets --help`."),
-        (["compress"], "Missing argument 'MODEL'. See `dtp-deploy compress --help`."),
-        (["compress", "m.pt"], "Missing option '--model'. See `dtp-deploy compress --help`."),
+        (["profile"], "Missing argument 'MODEL'. See `dtp-deploy profile --help`."),
+        (["compress", "m.pt", "--macs"], "Option '--macs' requires an argument. See `dtp-deploy compress --help`."),
         (["profile", "m", "--threads"], "Option '--threads' requires an argument. See `dtp-deploy profile --help`."),
     ],
 )

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from dtp_deploy.errors import DtpError
 from dtp_deploy_cli.main import EXIT_CODES, app
-from dtp_deploy_cli.reference import help_text, render_reference
+from dtp_deploy_cli.reference import error_classes, help_text, render_errors, render_reference
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ["compress", "profile", "targets"]
+COMMANDS = ["compress", "init", "profile", "targets"]
 
 
 def undocumented(text: str) -> list[str]:
@@ -55,3 +56,14 @@ def test_every_exit_code_is_documented() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
 
     assert all(f"| {code} | {meaning} |" in text for code, meaning in EXIT_CODES.items())
+
+
+def test_the_table_of_errors_is_up_to_date_and_complete() -> None:
+    text = DOCUMENT.with_name("errors.md").read_text(encoding="utf-8")
+
+    assert text == render_errors(), "run: python -m dtp_deploy_cli.reference errors > docs/errors.md"
+    for error in error_classes():
+        assert f"| `{error.__name__}` |" in text
+        assert error.exit_code in EXIT_CODES
+    assert DtpError not in error_classes()
+    assert len(error_classes()) == len(DtpError.__subclasses__())

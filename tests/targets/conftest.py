@@ -4,6 +4,7 @@ It is an ordinary process of the tests' user, with host and user keys of its own
 ``apt-get install openssh-server``), the tests that need it are skipped.
 """
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -38,8 +39,13 @@ class Sshd:
 
     def sessions(self) -> list[int]:
         """The processes of the server's connections."""
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split()]
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it may have ended meanwhile
+                parent = int(status.read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid:
+                    found.append(int(status.parent.name))
+        return found
 
     def cut(self) -> None:
         """Kill the server's side of every connection, as a board does that loses its power."""

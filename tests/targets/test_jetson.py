@@ -88,6 +88,7 @@ def test_the_whole_path(board, model):
         "REPLAY of an Orin Nano Developer Kit (Orin Nano 8 GB developer kit, L4T 36.4.4, JetPack 6.2.1)"
     )
     assert engine["options"]["engine"].startswith("~/.cache/dtp-deploy/engines/")
+    assert str(board.home) not in json.dumps(report.environment)
     assert REPLAYED in details["warnings"]
     assert REPLAYED in engine["options"]["warnings"]
     assert details["layers"][1]["name"] == "Conv_0 + Relu_1"

@@ -126,7 +126,8 @@ def test_locked_clocks_come_back_after_a_signal(runner, environment, tmp_path, n
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(20) == 1
-    changes = [line for line in calls.read_text().splitlines() if line.startswith("jetson_clocks") and "--show" not in line]
+    lines = calls.read_text().splitlines()
+    changes = [line for line in lines if line.startswith("jetson_clocks") and "--show" not in line]
     assert [line.split()[1:2] for line in changes] == [["--store"], [], ["--restore"]]
     assert "ended by" in json.loads((tmp_path / "result.json").read_text())["errors"][0]
 

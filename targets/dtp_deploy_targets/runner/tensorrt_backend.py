@@ -6,6 +6,7 @@ import array
 import hashlib
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,7 +138,7 @@ class TensorRtBackend:
             "device": self._device(),
             "precision": "+".join(name for name, share in shares.items() if share >= _SHOWN_SHARE),
             "options": {
-                "engine": _without_home(path),
+                "engine": _without_home(str(path)),
                 "engine_bytes": path.stat().st_size,
                 "build_seconds": round(seconds, 1),
                 "precision_asked": self._options.precision,
@@ -207,7 +208,7 @@ class TensorRtBackend:
                     most = max(1, int(settings["max_samples"]) // rounds)
                     found = parse_times(times.read_text(), self.version, WARM_UP_MS)[:most]
                     blocks[name].append([max(1, round(value * 1e6)) for value in found])
-                    commands[name] = " ".join(command)
+                    commands[name] = _without_home(" ".join(command))
                     faults[name] += trtexec.measured_the_agreed_way(trtexec.parse_options(done.stdout))
                     summary = trtexec.parse_summary(f"{done.stdout}\n{done.stderr}")
                     if summary is not None:
@@ -252,7 +253,7 @@ class TensorRtBackend:
         return command, times
 
     def _call(self, command: Sequence[str], timeout_s: float | None) -> Done:
-        self.command_lines.append(" ".join(command))
+        self.command_lines.append(_without_home(" ".join(command)))
         done = run(command, timeout_s, str(self._folder))
         if done.status != 0:
             raise RuntimeError(str(explain_failure(done.stdout, done.stderr)))
@@ -276,7 +277,7 @@ def _mean_power(read: Sequence[Mapping[str, Any]], idle: Mapping[str, Any] | Non
     }
 
 
-def _without_home(path: Path) -> str:
+def _without_home(text: str) -> str:
+    """A text that is passed on tells nobody's name."""
     home = str(Path.home())
-    text = str(path)
-    return "~" + text[len(home) :] if home != "/" and text.startswith(home + "/") else text
+    return text if home == "/" else re.sub(re.escape(home) + r"(?=/)", "~", text)

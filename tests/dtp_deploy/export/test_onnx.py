@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_traced_is_explained_and_nothing_is_written(expor
     message = str(caught.value)
     form = "ONNX" if export is export_onnx else "a torch.export program"
     assert message.startswith(
-        f"Branching could not be exported to {form} with an input of shape (1, 4, 4). torch.export must be able to "
+        f"Branching could not be exported to {form} with inputs of shape (1, 4, 4). torch.export must be able to "
         "trace it: no branches that depend on values"
     )
     assert f'File "{__file__}", line' in message
@@ -188,7 +188,7 @@ def test_an_operator_that_onnx_has_not_is_named(tmp_path):
 
 
 def test_an_input_that_does_not_fit_is_explained(tmp_path):
-    with pytest.raises(GraphError, match=r"input of shape \(1, 4, 5\)[\s\S]*RuntimeError: mat1 and mat2"):
+    with pytest.raises(GraphError, match=r"inputs of shape \(1, 4, 5\)[\s\S]*RuntimeError: mat1 and mat2"):
         exported(nn.Linear(4, 2), tmp_path, torch.zeros(1, 4, 5))
 
 
