@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -179,7 +180,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     if header.get("schema") != _SCHEMA or header.get("sha256") != hashlib.sha256(content).hexdigest():
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        return None  # whole, but not written by `save`
     return state
 
 

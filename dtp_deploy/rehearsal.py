@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dtp_deploy.budget import UNITS, Budget, BudgetKind
-from dtp_deploy.errors import GraphError, TargetError
+from dtp_deploy.errors import TargetError
 from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.job import Job
@@ -86,9 +86,6 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     model = job.model.eval()
     with progress.task("groups"):
         groups = prove(model, find_groups(model, job.inputs), seed=job.settings.seed, progress=progress)
-    if not groups.prunable:
-        reasons = "; ".join(f"{group.name}: {group.frozen_because}" for group in groups.frozen[:3])
-        raise GraphError(f"Nothing in this model may be pruned ({reasons}). Give --prepare, or another model.")
     reach = [_counted(kind, job, groups) for kind in _COUNTED]
     notes = list(job.notes)
     with progress.task("latency"):

@@ -43,7 +43,8 @@ def profile(
 ) -> None:
     """Measure the latency of a model.
 
-    A torch.export program (.pt2) or a TorchScript archive is exported to ONNX first. The model runs in a process of its own, warmed up until its times are steady, and the command says so if they were not.
+    A torch.export program (.pt2) or a TorchScript archive is exported to ONNX first. The model runs in a process of its
+    own, warmed up until its times are steady, and the command says so if they were not.
     """
     from dataclasses import asdict
 

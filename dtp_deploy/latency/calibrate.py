@@ -27,7 +27,7 @@ from dtp_deploy.latency.layers import Layer, LayerSignature, gemm, trace_layers
 from dtp_deploy.latency.probe import LatencyProbe
 from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
 from dtp_deploy.latency.timing import time_models
-from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, make_plan
 from dtp_deploy.prune.plan import fingerprint_of
@@ -47,10 +47,10 @@ _LAYER = MeasureSettings(
     timeout_s=180.0,
 )
 _QUANTILE = 25
-"""Percentile of a layer's samples that counts: load of others only ever adds to a time."""
+"""Percentile of the samples that counts here, for whatever statistic: load of others only ever adds to a time."""
 _LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 _UNIFORM = (0.75, 0.5, 0.25)
-_RANDOM = 4
+_RANDOM = 6
 _RANDOM_IF_SLOW = 16
 _AT_ONCE_IF_SLOW = 4
 _OVERHEAD = "overhead"
@@ -135,8 +135,14 @@ def identify(target: TargetSpec) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         environment = time_models({_OVERHEAD: _overhead_graph(Path(folder))}, target, _LAYER)[_OVERHEAD].environment
     system = {key: environment.get("system", {}).get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
-    known = {key: environment[key] for key in ("engine", "device", "assumptions", "basis") if key in environment}
+    known: dict[str, Any] = {
+        key: environment[key] for key in ("engine", "device", "assumptions", "basis") if key in environment
+    }
     return {"target": target.name, "options": dict(target.options), "system": system, **known}
+
+
+def _quiet_ms(report: LatencyReport) -> float:
+    return float(np.percentile(report.samples_ms, _QUANTILE))
 
 
 def _overhead_graph(folder: Path) -> Path:
@@ -189,7 +195,7 @@ class _Meter:
                 write_layer(path, signature, inputs, outputs)
                 paths[path.stem] = path
             reports = time_models(paths, self.target, _LAYER)
-        overhead, *whole = [float(np.percentile(report.samples_ms, _QUANTILE)) for report in reports.values()]
+        overhead, *whole = [_quiet_ms(report) for report in reports.values()]
         # A graph that is hardly slower than none at all must not come out as free.
         values = [max(ms - overhead, 0.1 * ms) / COPIES for ms in whole]
         self.cache.write("layer", _layer_key(signature, widths), values)
@@ -361,7 +367,7 @@ def _measure_structures(
             if values is None:
                 if found and time.monotonic() > until:
                     break
-                values = [report.p50_ms for report in probe.measure(batch).values()]
+                values = [_quiet_ms(report) for report in probe.measure(batch).values()]
                 cache.write("structures", key, values)
             dense, *others = values
             if not found:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.prune import ChannelMasks, PruningPlan
 
 _MAX_TRIES = 8
+_TRUST_IN_PROPORTION = 3
+_HALVINGS = 12
 
 
 def close_loop(
@@ -16,7 +18,8 @@ def close_loop(
     """A plan that really keeps the budget, and uses it.
 
     The masks know the budget through a formula. Here the plan is costed for real, and the formula's limit is moved
-    until the real figure is within the budget and close to it: a bisection that starts where proportion points.
+    until the real figure is within the budget and close to it: a bisection that starts where proportion points. A
+    structure is costed once only.
 
     Args:
         masks: with their learned scores.
@@ -29,12 +32,11 @@ def close_loop(
     """
     limit = masks.limit
     low, high = masks.smallest_cost, masks.dense_cost
+    shares: dict[tuple[int, ...], float] = {}
     best: tuple[float, PruningPlan] | None = None
-    closest = float("inf")
-    for attempt in range(_MAX_TRIES):
-        plan = masks.choose(limit)
-        share = used(plan)
-        closest = min(closest, share)
+    plan: PruningPlan | None = _plan_at(masks, limit) or _plan_at(masks, high)
+    while plan is not None and len(shares) < _MAX_TRIES:
+        share = shares[_key(plan)] = used(plan)
         if share <= 1 and (best is None or share > best[0]):
             best = (share, plan)
         if fill <= share <= 1:
@@ -45,13 +47,37 @@ def close_loop(
         else:
             high = min(high, cost)
         wanted = limit * aim / share
-        # The first corrections trust proportion; later ones halve the bracket, which a staircase cannot fool.
-        limit = wanted if attempt < 3 and low < wanted < high else (low + high) / 2
-        if masks.choose(limit).widths() == plan.widths():
-            break
+        trusted = [wanted] if len(shares) <= _TRUST_IN_PROPORTION and low < wanted < high else []
+        plan = None
+        for limit in [*trusted, *_halves(low, high, up=share <= 1)]:
+            candidate = _plan_at(masks, limit)
+            if candidate is not None and _key(candidate) not in shares:
+                plan = candidate
+                break
     if best is None:
+        closest = min(shares.values())
         raise BudgetError(
-            f"--{masks.budget.kind} {masks.budget} was not met: the best of {_MAX_TRIES} structures reached "
+            f"--{masks.budget.kind} {masks.budget} was not met: the best of {len(shares)} structures reached "
             f"{closest:.1%} of the limit. Give a limit at least {closest * 1.02:.2f} times as large."
         )
     return best[1]
+
+
+def _halves(low: float, high: float, up: bool) -> Iterator[float]:
+    """The middle of a bracket; then, where that gives nothing new, middles ever closer to the end that is looked for."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        yield middle
+        low, high = (middle, high) if up else (low, middle)
+
+
+def _plan_at(masks: ChannelMasks, limit: float) -> PruningPlan | None:
+    """What the masks choose within a limit; None where the widths allowed there cost more."""
+    try:
+        return masks.choose(limit)
+    except BudgetError:
+        return None
+
+
+def _key(plan: PruningPlan) -> tuple[int, ...]:
+    return tuple(plan.widths().values())

@@ -9,7 +9,7 @@ import os
 import re
 import select
 import shlex
-import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -39,6 +39,8 @@ if [ -f "$folder/on-exit" ]; then sh "$folder/on-exit" >/dev/null 2>&1; fi
 rm -rf "$folder" 2>/dev/null || {{ sleep 1; rm -rf "$folder"; }}
 """
 _LONGEST_S = 86_400
+# Removes the folder of the sockets ($0) even if this process is killed: then the keeper's standard input ends.
+_HERE = '"$@"; status=$?; rm -rf "$0"; exit $status'
 
 
 class Connection:
@@ -66,16 +68,15 @@ class Connection:
         self.label = f"board '{host}'" if host else "this machine"
         # A socket's path may have about 100 characters; TMPDIR may be longer.
         self._sockets = tempfile.mkdtemp(prefix="dtp-", dir=None if len(tempfile.gettempdir()) < 60 else "/tmp")  # noqa: S108
-        self._errors = Path(self._sockets) / "errors"
-        with self._errors.open("wb") as errors:
-            self._keeper = subprocess.Popen(
-                self._command(_KEEPER, [folder, str(_LONGEST_S)], master=True),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # no terminal to ask for a password on; and Ctrl-C leaves it time to clean up
-            )
-        self.close: Callable[[], object] = weakref.finalize(self, _close, self._keeper, self._sockets)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the connection
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _HERE, self._sockets, *self._command(_KEEPER, [folder, str(_LONGEST_S)], master=True)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # no terminal to ask for a password on; and Ctrl-C leaves it time to clean up
+        )
+        self.close: Callable[[], object] = weakref.finalize(self, _close, self._keeper, self._errors)
         try:
             self.folder = self._await_folder(folder)
         except BaseException:
@@ -222,7 +223,10 @@ class Connection:
             raise self.cut(self._said())
 
     def _said(self) -> str:
-        return self._errors.read_text(errors="replace") if self._errors.exists() else ""
+        if self._errors.closed:
+            return ""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
 
     def cut(self, errors: str = "") -> TargetError:
         """The error to raise where the connection broke."""
@@ -233,16 +237,17 @@ class Connection:
         )
 
 
-def _close(keeper: "subprocess.Popen[bytes]", sockets: str) -> None:
+def _close(keeper: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:
     with suppress(OSError):
         _require(keeper.stdin).close()
     try:
         keeper.wait(_CLOSE_S)
     except subprocess.TimeoutExpired:
-        keeper.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
         keeper.wait()
     _require(keeper.stdout).close()
-    shutil.rmtree(sockets, ignore_errors=True)
+    errors.close()
 
 
 def _require(stream: IO[bytes] | None) -> IO[bytes]:

@@ -411,7 +411,7 @@ def replaced(job: list[str], option: str, value: str) -> list[str]:
         ("compress", "nets_of_cli_test.py", "Checkpoint nets_of_cli_test.py "),
         ("--model", "nets_of_cli_test", "--model 'nets_of_cli_test' is not of the form pkg.module:name."),
         ("--model", "nets_of_cli_test:big", "--model nets_of_cli_test:big: module nets_of_cli_test has no 'big'."),
-        ("--data", "photos", "--data 'photos' is not known."),
+        ("--data", "photos", "--data 'photos' is not known, and there is no such file or folder."),
         ("--input", "8 by 8", "--input '8 by 8' is not of the form [name:]shape[:type]."),
         ("--input", "1x3x32x32", "--input 1x3x32x32 does not fit --data digits, whose samples are 1x8x8."),
     ],
@@ -441,7 +441,7 @@ def test_bad_input_is_one_line_that_names_it(run_cli, job: list[str], option: st
         ("--crop big", "--crop 'big' is not a size. Give pixels, such as 224, or HEIGHTxWIDTH: 480x640."),
         ("--epochs 0", "Invalid value for '--epochs': Input should be greater than or equal to 1."),
         ("--lr 0", "--lr 0.0 is not allowed. Give a number above 0, such as 0.02."),
-        ("--lr nan", "--lr nan is not allowed. Give a number above 0, such as 0.02."),
+        ("--lr nan", "--lr nan is not allowed. Input should be a finite number."),
     ],
 )
 def test_a_wrong_hyper_parameter_is_refused(run_cli, job: list[str], words: str, message: str) -> None:

@@ -1,9 +1,11 @@
 """``dtp-deploy profile``."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from dtp_deploy.profile import LatencyReport, MeasureSettings
 from dtp_deploy.target import TargetSpec
@@ -107,3 +109,62 @@ def test_an_unknown_target_is_refused_before_the_file_is_read(run_cli) -> None:
 
     assert outcome.code == 2
     assert outcome.err.startswith("Error: --target 'toaster' is unknown. Give one of: ")
+
+
+class Halves(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "halves.pt2"
+    torch.export.save(torch.export.export(Halves(), (torch.zeros(1, 4),)), path)
+    return path
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "halves.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        torch.jit.trace(Halves(), torch.zeros(1, 4)).save(str(path))
+    return path
+
+
+def test_a_program_is_exported_and_measured(run_cli, program: Path) -> None:
+    outcome = run_cli("profile", program, "--trust", "--min-seconds", "0.02", "--json")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert json.loads(outcome.out)["p50_ms"] > 0
+
+
+def test_a_torchscript_archive_needs_its_input(run_cli, script: Path) -> None:
+    words = ("profile", script, "--trust", "--min-seconds", "0.02", "--json")
+
+    assert run_cli(*words, "--input", "1x4").code == 0
+    assert run_cli(*words).err == (
+        "Error: A TorchScript archive does not say what it takes. Give the shape: --input 1x3x224x224.\n"
+    )
+
+
+def test_a_program_needs_trust(run_cli, program: Path) -> None:
+    outcome = run_cli("profile", program)
+
+    assert outcome.code == 2
+    assert "which may run code when it is loaded; nothing was run." in outcome.err
+
+
+def test_a_checkpoint_is_no_program(run_cli, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+
+    outcome = run_cli("profile", tmp_path / "weights.pt", "--trust")
+
+    assert outcome.code == 2
+    assert "is of the kind state_dict, which needs an example input to be exported." in outcome.err
+
+
+def test_an_onnx_file_knows_its_inputs(run_cli, onnx_file: Path) -> None:
+    assert run_cli("profile", onnx_file, "--input", "1x4").err == (
+        f"Error: --input 1x4 is for TorchScript archives; {onnx_file} says itself what it takes.\n"
+    )

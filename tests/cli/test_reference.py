@@ -20,7 +20,8 @@ def undocumented(text: str) -> list[str]:
     missing = []
     for name, command in group.commands.items():
         section = text.partition(f"## dtp-deploy {name}\n")[2].partition("\n## ")[0]
-        flags = [flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]]
+        words = [word for parameter in command.params for word in [*parameter.opts, *parameter.secondary_opts]]
+        flags = [word for word in words if word.startswith("-")]
         missing += [f"{name} {flag}" for flag in flags if not re.search(rf"(?i)(?<![\w-]){flag}(?![\w-])", section)]
         missing += [name] if not section else []
     return missing

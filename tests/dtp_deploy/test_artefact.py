@@ -24,7 +24,7 @@ from dtp_deploy.artefact import (
     write_report,
 )
 from dtp_deploy.errors import InputError, UsageError
-from dtp_deploy.prune import PruningPlan, remove_channels
+from dtp_deploy.prune import PruningPlan, compose, remove_channels
 from dtp_deploy.prune.plan import GroupChoice, fingerprint_of
 from dtp_deploy.report import read_report
 
@@ -404,3 +404,89 @@ def test_the_exact_text_for_missing_weights(delivered: tuple[nn.Module, Path]) -
         f"Weights {delivered[1] / WEIGHTS} does not exist. "
         "Give a folder that dtp-deploy compress --out wrote, as it was written."
     )
+
+
+def crashing() -> nn.Module:
+    raise ValueError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "message"),
+    [
+        (3, UsageError, "load_pruned() got a int as its factory. Give a function that makes the dense model."),
+        (
+            crashing,
+            InputError,
+            "The factory raised ValueError: no such layer. Correct it; it is called without arguments.",
+        ),
+        (lambda: 3, InputError, "The factory returned a int. Let it return the dense torch.nn.Module."),
+    ],
+)
+def test_a_factory_that_is_none_is_refused(
+    delivered: tuple[nn.Module, Path], factory: Callable[[], nn.Module], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        load_pruned(factory, delivered[1])
+    assert str(caught.value) == message
+
+
+def second_plan(small: nn.Module, kept: tuple[int, ...] = (1,)) -> PruningPlan:
+    """A plan for what `plan_for` leaves, which also removes one of the outputs."""
+    return PruningPlan(
+        groups=(GroupChoice("first", 2, len(kept), kept), GroupChoice("last", 2, 1, (0,))),
+        tensors={
+            "first.weight": {0: kept},
+            "first.bias": {0: kept},
+            "last.weight": {1: kept, 0: (0,)},
+            "last.bias": {0: (0,)},
+        },
+        fingerprint=fingerprint_of(small),
+    )
+
+
+def test_two_plans_in_one_do_what_they_do_in_turn() -> None:
+    dense = Tiny()
+    first = plan_for(dense)
+    small = remove_channels(dense, first)
+    second = second_plan(small)
+
+    both = compose(first, second)
+
+    in_turn, at_once = remove_channels(small, second), remove_channels(dense, both)
+    assert all(torch.equal(value, at_once.state_dict()[name]) for name, value in in_turn.state_dict().items())
+    assert both.fingerprint == fingerprint_of(dense)
+    assert both.chain == (fingerprint_of(small),)
+    assert both.groups == (GroupChoice("first", 4, 1, (2,)), GroupChoice("last", 2, 1, (0,)))
+    assert both.tensors["last.weight"] == {1: (2,), 0: (0,)}
+    assert PruningPlan.from_json(both.to_json()) == both
+
+
+def test_three_plans_in_one_name_every_model_between() -> None:
+    dense = Tiny()
+    first = plan_for(dense)
+    small = remove_channels(dense, first)
+    second = second_plan(small, kept=(0, 1))
+    smaller = remove_channels(small, second)
+    third = PruningPlan((), {}, fingerprint_of(smaller))
+
+    left, right = compose(compose(first, second), third), compose(first, compose(second, third))
+
+    assert left.chain == right.chain == (fingerprint_of(small), fingerprint_of(smaller))
+    assert left == right
+
+
+def test_a_group_that_is_divided_otherwise_loses_its_units_and_keeps_its_widths() -> None:
+    dense = Tiny()
+    first = plan_for(dense)
+    coarse = PruningPlan((GroupChoice("first", 99, 1, (0,)),), {}, fingerprint_of(dense))
+
+    (group,) = compose(first, coarse).groups
+
+    assert (group.width_before, group.width_after, group.kept_units) == (4, 1, ())
+
+
+def test_a_plan_written_before_there_were_chains_is_read() -> None:
+    document = json.loads(plan_for(Tiny()).to_json())
+    del document["chain"]
+
+    assert PruningPlan.from_json(json.dumps(document)) == plan_for(Tiny())

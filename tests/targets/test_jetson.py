@@ -3,6 +3,7 @@
 What is tested is what we do with what a board says. No figure here is a measurement.
 """
 
+import json
 import os
 import sys
 import time

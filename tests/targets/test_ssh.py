@@ -195,8 +195,9 @@ def small_disk(tmp_path):
     if mounted.returncode != 0:
         pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.strip()}")
     yield folder
-    assert list(folder.iterdir()) == []
+    left = list(folder.iterdir())
     subprocess.run(["umount", str(folder)], check=True)
+    assert left == []
 
 
 def test_full_disk(spec, tmp_path, small_disk):

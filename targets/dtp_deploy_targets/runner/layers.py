@@ -124,7 +124,8 @@ def precision_shares(
 ) -> dict[str, float]:
     """The share of the time that each precision takes, from 0 to 1, of the layers that do arithmetic on weights.
 
-    Where no layer shows weights, all layers with arithmetic count. Where the profile knows none of them, all count alike.
+    Where no layer shows weights, all layers with arithmetic count. Where the profile knows none of them, all count
+    alike.
 
     Args:
         layers: from `parse_layers`.

@@ -1,0 +1,66 @@
+"""Checkpoints on a disk that misbehaves."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtp_deploy.checkpoints import CheckpointFolder
+from dtp_deploy.errors import InputError
+
+
+@contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """The system refuses to make any file larger than this, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    assert folder.newest() is None
+    assert not folder
+    state = {"step": 3, "weights": torch.arange(4.0), "nested": {"list": [1, 2.5, None, "text"]}}
+    folder.save(state, step=3)
+    found = folder.newest()
+    assert found is not None
+    assert torch.equal(found.pop("weights"), state.pop("weights"))
+    assert found == state
+    assert folder
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save({"weights": torch.zeros(10)}, step=1)
+    message = (
+        r"A checkpoint of 4\.0 MB could not be written to .* \(File too large\)\. The checkpoints before it are kept\."
+    )
+    with files_up_to(100_000), pytest.raises(InputError, match=message):
+        folder.save({"weights": torch.zeros(1_000_000)}, step=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.checkpoint"]
+    found = folder.newest()
+    assert found is not None
+    assert len(found["weights"]) == 10
+
+
+def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    import hashlib
+    import json
+    import pickle
+
+    class Malicious:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "it-ran",))
+
+    content = pickle.dumps(Malicious(), protocol=2)
+    header = json.dumps({"schema": 1, "step": 1, "sha256": hashlib.sha256(content).hexdigest()}).encode()
+    (tmp_path / "000001.checkpoint").write_bytes(header + b"\n" + content)
+    assert CheckpointFolder(tmp_path).newest() is None
+    assert not (tmp_path / "it-ran").exists()

@@ -1,0 +1,137 @@
+"""The training loop: memory that is too small, losses that break down, logs."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtp_deploy.errors import InputError, TrainingError, UsageError
+from dtp_deploy.loading import Dataset
+from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
+from dtp_deploy.train import Settings, Trainer
+from dtp_deploy.train.logs import RunLog
+
+
+@pytest.fixture
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, 1, 4, 4)).astype(np.float32)
+    y = rng.integers(0, 3, 32)
+    return Dataset("noise", x, y, x[:8], y[:8])
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class SmallMemory(nn.Module):
+    """Fails as a device does whose memory holds no more than some samples."""
+
+    def __init__(self, inside: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inside, self.most = inside, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError
+        return self.inside(x)
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def trained(model: nn.Module, data: Dataset, progress: Notes | None = None) -> Trainer:
+    trainer = Trainer(data.train(16, seed=0), CLASSIFICATION, Settings(epochs=3, batch_size=16), None)
+    trainer.run(model, trainer.total_steps, **({"progress": progress} if progress else {}))
+    return trainer
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_weights(data: Dataset) -> None:
+    whole, notes = make(), Notes()
+    trained(whole, data)
+    small = SmallMemory(make(), most=5)
+    trainer = trained(small, data, notes)
+    assert trainer.parts == 4
+    assert notes.notes == [
+        "Out of memory at 16 samples: batches go on in 2 parts, their gradients added up.",
+        "Out of memory at 8 samples: batches go on in 4 parts, their gradients added up.",
+    ]
+    for a, b in zip(whole.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_sample_that_never_fits_is_an_error(data: Dataset) -> None:
+    with pytest.raises(
+        TrainingError, match=r"A single sample of shape \(16, 1, 4, 4\) does not fit into the memory of cpu"
+    ):
+        trained(SmallMemory(make(), most=0), data)
+
+
+def test_other_gradients_are_forgotten_when_a_batch_starts_over(data: Dataset) -> None:
+    forgotten = []
+    trainer = Trainer(data.train(16, seed=0), CLASSIFICATION, Settings(epochs=1, batch_size=16), None)
+    trainer.run(SmallMemory(make(), most=8), 1, forget=lambda: forgotten.append(True))
+    assert forgotten == [True]
+
+
+def test_nothing_to_learn_from_is_refused(data: Dataset) -> None:
+    with pytest.raises(
+        InputError, match=r"There is nothing to learn from: the data have no labels, and distillation is"
+    ):
+        Trainer(data.train(16, seed=0), UNLABELLED, Settings(distill=False), make())
+
+
+def test_a_loss_that_does_not_fit_the_model_is_explained(data: Dataset) -> None:
+    task = Task("mine", lambda outputs, targets: outputs.no_such_thing, None)
+    trainer = Trainer(data.train(16, seed=0), task, Settings(epochs=1), None)
+    with pytest.raises(
+        InputError, match=r"The loss of 'mine' could not be computed \(AttributeError: .*\)\. Check that"
+    ):
+        trainer.run(make(), 1)
+
+
+def test_distillation_alone_pulls_outputs_to_the_teacher(data: Dataset) -> None:
+    teacher, student = make().eval(), make()
+    with torch.no_grad():
+        student[1].weight.mul_(0.3)
+    x = torch.from_numpy(data.x_train)
+    before = UNLABELLED.distance(student(x), teacher(x), 4.0).item()
+    settings = Settings(epochs=30, batch_size=16, learning_rate=0.05)
+    trainer = Trainer(data.train(16, seed=0), UNLABELLED, settings, teacher)
+    trainer.run(student, trainer.total_steps)
+    assert UNLABELLED.distance(student(x), teacher(x), 4.0).item() < 0.2 * before
+
+
+def test_log_holds_one_record_every_few_steps(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log", every=2)
+    for step in range(1, 5):
+        log.write(step, "masks", {"loss": 1.0 / step})
+    log.close()
+    records = [json.loads(line) for line in (tmp_path / "log" / "scalars.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["stage"], record["loss"]) for record in records] == [
+        (2, "masks", 0.5),
+        (4, "masks", 0.25),
+    ]
+
+
+def test_log_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UsageError, match=r"--log-dir .*file/log cannot be written \(Not a directory\)\. Give another folder\."
+    ):
+        RunLog(tmp_path / "file" / "log")
