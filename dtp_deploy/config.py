@@ -273,11 +273,11 @@ def named_target(name: str, file: ConfigFile | None = None) -> TargetSpec:
     Raises:
         UsageError: a file is damaged.
     """
-    from dtp_deploy.target import TargetSpec
+    from dtp_deploy.target import parse_target
 
     file = file if file is not None else read_config()
     own = USER_TARGETS.expanduser()
-    return {**_targets(own, _read_toml(own, needed=False) or {}), **file.targets}.get(name, TargetSpec(name))
+    return {**_targets(own, _read_toml(own, needed=False) or {}), **file.targets}.get(name, parse_target(name))
 
 
 def target_spec(config: CompressConfig, file: ConfigFile | None = None) -> TargetSpec:

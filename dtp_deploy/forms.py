@@ -114,7 +114,7 @@ def _tolerance(engine: EngineInfo) -> float:
 
 
 def _not_run(prediction: PredictedLatency) -> EngineInfo:
-    return EngineInfo("none: predicted, not measured", "", prediction.device, None, "")
+    return EngineInfo("predicted, not measured", "", prediction.device, None, "")
 
 
 def parity_batches(data: DataSource, inputs: Inputs, names: Sequence[str] | None = None) -> list[Arrays]:

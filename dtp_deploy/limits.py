@@ -22,15 +22,13 @@ from dtp_deploy.export.delivery import deliver
 from dtp_deploy.forms import Form
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency import LatencyProbe, learn_table
-from dtp_deploy.latency.probe import DENSE
+from dtp_deploy.latency.probe import DENSE, PROBING
 from dtp_deploy.latency.timing import is_predicted
-from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
+from dtp_deploy.profile.measure import LatencyReport
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, cost_of, make_plan, remove_channels
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.target import Arrays, TargetSpec
-
-_PROBE = MeasureSettings(min_seconds=0.5, max_seconds=5.0, repeats=0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class LatencyLimit(Limit):
             bench.scratch,
             bench.dense.delivery.path,
             bench.batches,
-            _PROBE,
+            PROBING,
         )
         self._decided = dict(decided) if decided is not None else self._learn()
         cost = LatencyCost.from_json(self._decided["table"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,11 @@ from dtp_deploy.artefact import (
     CHECKPOINTS,
     MODEL_ONNX,
     MODEL_PROGRAM,
+    MODULE,
     PLAN,
     WEIGHTS,
     open_artefact,
+    save_module,
     save_weights,
     write_report,
 )
@@ -46,9 +49,10 @@ from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, median_ratio
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
+from dtp_deploy.prune.plan import compose
 from dtp_deploy.ranks import by_first, joined, rank, world_size
 from dtp_deploy.report import Report, hide_home
-from dtp_deploy.target import TargetSpec, find_target
+from dtp_deploy.target import TargetSpec, find_target, parse_target
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 from dtp_deploy.train.logs import RunLog
@@ -80,6 +84,9 @@ def compress(
     log_dir: Path | str | None = None,
     device: str | torch.device | None = None,
     origin: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    pickled: bool = False,
+    pruned_by: PruningPlan | None = None,
     progress: Progress = SILENT,
     model_name: str | None = None,
 ) -> Report:
@@ -106,6 +113,10 @@ def compress(
         device: where to train; by default the first CUDA device, or else the CPU.
         origin: plain values that a later run may want to find in the checkpoints (`read_origin`): the command line's
             options, say.
+        notes: for the report, before its own.
+        pickled: write the pruned module as a pickle too, for those who trust pickles.
+        pruned_by: the plan that made `model` from what the user's factory gives, where it was pruned before; the plan
+            that is written is then the way from the factory's model.
         progress: told of every stage.
         model_name: for the report; by default the name of the model's class.
 
@@ -120,7 +131,7 @@ def compress(
         ParityError: two forms of the model disagree.
     """
     settings = settings if settings is not None else Settings()
-    spec = TargetSpec(target) if isinstance(target, str) else target
+    spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     if not budgets or len({one.kind for one in budgets}) < len(budgets):
         raise UsageError(f"compress() got the budgets {[str(one) for one in budgets]}. Give one, or one of each kind.")
@@ -154,6 +165,9 @@ def compress(
                 measuring,
                 log,
                 place,
+                notes,
+                pickled,
+                pruned_by,
             )
             if log is not None:
                 stack.callback(log.close)
@@ -187,8 +201,12 @@ class _Run:
         measuring: MeasureSettings | None,
         log: RunLog | None,
         device: torch.device,
+        notes: Sequence[str],
+        pickled: bool,
+        pruned_by: PruningPlan | None,
     ) -> None:
         self.measuring, self.log, self.device = measuring, log, device
+        self.notes, self.pickled, self.pruned_by = notes, pickled, pruned_by
         self.data, self.task, self.budgets, self.target = data, task, budgets, target
         self.inputs, self.settings, self.progress, self.keeper = inputs, settings, progress, keeper
         self.finish = finish if finish is not None else lambda model: model
@@ -252,8 +270,12 @@ class _Run:
             self.pruned = self._form(small, folder / MODEL_ONNX, "pruned")
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
-            (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+            plan = self.plan if self.pruned_by is None else compose(self.pruned_by, self.plan)
+            (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+            if self.pickled:
+                save_module(small, folder / MODULE)
             if not can_measure(self.target):
+                shutil.copy(self.dense.delivery.path, folder / "dense.onnx")
                 find_target(self.target).write_bundle(folder, folder / MODEL_ONNX)
         with self._stage("measurement"):
             self.latencies = self._measure()
@@ -441,7 +463,7 @@ class _Run:
         return Report.model_validate(entries)
 
     def _notes(self) -> list[str]:
-        notes = [*self.data.notes, *self.limits.notes, *self.deviations]
+        notes = [*self.notes, *self.data.notes, *self.limits.notes, *self.deviations]
         if not self.data.labelled:
             notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
         if is_predicted(self.latencies["pruned"]):

@@ -89,6 +89,25 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class ImportedMeasurement:
+    """What was measured on a device by somebody else, with the files of `Target.write_bundle` or with its own tools.
+
+    Attributes:
+        blocks_ms: every sample of the model, in the blocks they were taken in.
+        dense_blocks_ms: the same for the dense model if it was measured in turns with it, or None.
+        sha256: of the ONNX file that was measured, or None if the result does not say.
+        engine: what ran.
+        environment: what else is known; plain JSON values.
+    """
+
+    blocks_ms: Sequence[Sequence[float]]
+    dense_blocks_ms: Sequence[Sequence[float]] | None
+    sha256: str | None
+    engine: EngineInfo
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class PredictedLatency:
     """A latency that nobody measured. Never report it as anything else.
 
@@ -276,6 +295,15 @@ class Target(abc.ABC):
         """
         return None
 
+    def read_measurement(self, path: Path) -> ImportedMeasurement:
+        """Read what was measured on a device that is not at hand.
+
+        Raises:
+            InputError: the file is no such result, or holds an error in place of one.
+            TargetError: this target knows no such files.
+        """
+        raise TargetError(f"Target '{self.name}' measures by itself; there is nothing to import. Run compress again.")
+
     def write_bundle(self, folder: Path, model_path: Path) -> list[Path]:
         """Put everything beside a delivered model that measures it on a device that is not at hand.
 
@@ -294,13 +322,25 @@ def target_classes() -> dict[str, type[Target]]:
     return {name: point.load() for name, point in _entry_points().items()}
 
 
+def parse_target(text: str) -> TargetSpec:
+    """A target as it is typed: a name, or ``name:board`` for a target that knows boards.
+
+    >>> parse_target("jetson:orin-nano")
+    TargetSpec(name='jetson', options={'board': 'orin-nano'})
+    >>> parse_target("package.module:Class")
+    TargetSpec(name='package.module:Class', options={})
+    """
+    name, colon, board = text.partition(":")
+    return TargetSpec(name, {"board": board}) if colon and name in _entry_points() else TargetSpec(text)
+
+
 def find_target(spec: TargetSpec | str) -> Target:
     """The target that a spec names, with its options set.
 
     Raises:
         UsageError: no target has that name, or it has no such option.
     """
-    spec = TargetSpec(spec) if isinstance(spec, str) else spec
+    spec = parse_target(spec) if isinstance(spec, str) else spec
     target_class = _find_class(spec.name)
     signature = inspect.signature(target_class).replace(return_annotation=inspect.Signature.empty)
     try:

@@ -9,6 +9,12 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep measurements for the session, and away from those of the user."""
+    monkeypatch.setenv("DTP_DEPLOY_CACHE", str(tmp_path_factory.getbasetemp() / "measurements"))
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     """Start each test from the same state of PyTorch's generator, in whatever order the tests run."""
     torch.manual_seed(0)

@@ -11,7 +11,6 @@ from typing import Any
 import onnx
 import pytest
 
-from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.report import read_report
 from dtp_deploy_cli.main import main
 
@@ -21,13 +20,11 @@ SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, from which `examples` can be imported; measuring that is short."""
+    """An empty working directory, from which `examples` can be imported."""
     import signal
 
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
-    quickly = MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0)
-    monkeypatch.setattr("dtp_deploy.profile.measure.MeasureSettings", lambda **given: quickly)
     yield
     signal.signal(signal.SIGTERM, handler)
 

@@ -12,7 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from dtp_deploy.errors import DtpError, StoppedError
+from dtp_deploy_cli.calibrate import calibrate
 from dtp_deploy_cli.compress import compress
+from dtp_deploy_cli.import_measurement import import_measurement
 from dtp_deploy_cli.init import init
 from dtp_deploy_cli.profile import profile
 from dtp_deploy_cli.targets import targets
@@ -38,7 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(calibrate)
 app.command()(compress)
+app.command()(import_measurement)
 app.command()(init)
 app.command()(profile)
 app.command()(targets)

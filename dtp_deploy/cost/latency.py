@@ -52,19 +52,6 @@ class LayerTime:
         below = np.minimum.accumulate(np.minimum.accumulate(reverse, axis=0), axis=1)[::-1, ::-1]
         return LayerTime(self.inputs, self.outputs, _rows((above + below) / 2))
 
-    def scaled(self, factor: float) -> LayerTime:
-        """All times multiplied by `factor`."""
-        return LayerTime(self.inputs, self.outputs, _rows(np.array(self.ms) * factor))
-
-    def at(self, inputs: float, outputs: float) -> float:
-        """Milliseconds at some widths, bilinear; outside of the grid as at its edge.
-
-        >>> LayerTime((8, 16), (8, 16), ((1.0, 2.0), (2.0, 4.0))).at(12, 16)
-        3.0
-        """
-        along = [np.interp(outputs, self.outputs, row) for row in self.ms]
-        return float(np.interp(inputs, self.inputs, along))
-
 
 @dataclass(frozen=True)
 class ChannelSum:

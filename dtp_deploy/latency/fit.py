@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_ROUNDS = 3000
+_TOLERANCE = 1e-10
 
 
 def fit_not_negative(features: Floats, measured: Floats) -> Floats:
     """The x >= 0 that makes the relative errors (features x - measured) / measured smallest in squares.
 
-    Cyclic coordinate descent, which ends at the optimum of this convex problem (Franc et al., CAIP 2005).
+    The active set method of Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23.
 
     Args:
         features: shape [K, F].
@@ -24,19 +24,29 @@ def fit_not_negative(features: Floats, measured: Floats) -> Floats:
     >>> fit_not_negative(np.array([[1.0, 1.0], [1.0, 2.0]]), np.array([2.0, 1.0])).round(6).tolist()  # no falling line
     [1.2, 0.0]
     """
-    relative = features / measured[:, None]
-    scales = np.linalg.norm(relative, axis=0)
+    a = features / measured[:, None]
+    scales = np.linalg.norm(a, axis=0)
     scales[scales == 0] = 1.0
-    relative = relative / scales
-    gram = relative.T @ relative
-    towards = relative.sum(axis=0)
-    x = np.zeros(features.shape[1])
-    for _ in range(_ROUNDS):
-        largest = 0.0
-        for j in range(len(x)):
-            if gram[j, j] > 0:
-                new = max(0.0, x[j] + (towards[j] - gram[j] @ x) / gram[j, j])
-                largest, x[j] = max(largest, abs(new - x[j])), new
-        if largest < 1e-12:
+    a = a / scales
+    ones = np.ones(len(measured))
+    x = np.zeros(a.shape[1])
+    used = np.zeros(a.shape[1], dtype=bool)
+    for _ in range(3 * len(x)):
+        slope = a.T @ (ones - a @ x)
+        slope[used] = 0.0
+        best = int(slope.argmax())
+        if slope[best] <= _TOLERANCE * len(measured):
             break
+        used[best] = True
+        while True:
+            wanted = np.zeros_like(x)
+            wanted[used] = np.linalg.lstsq(a[:, used], ones)[0]
+            below = used & (wanted <= 0)
+            if not below.any():
+                break
+            # As far towards the free optimum as all stay above zero; what gets there is not used any more.
+            x += (x[below] / (x[below] - wanted[below])).min() * (wanted - x)
+            used &= x > _TOLERANCE
+            x[~used] = 0.0
+        x = wanted
     return np.asarray(x / scales, dtype=np.float64)

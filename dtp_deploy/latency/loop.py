@@ -64,7 +64,7 @@ def close_loop(
 
 
 def _halves(low: float, high: float, up: bool) -> Iterator[float]:
-    """The middle of a bracket; then, where that gives nothing new, middles ever closer to the end that is looked for."""
+    """The middle of a bracket; then, where that gives nothing new, middles ever closer to one of its ends."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         yield middle

@@ -18,6 +18,8 @@ from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.target import Arrays, TargetSpec
 
 DENSE = "dense"
+PROBING = MeasureSettings(min_seconds=0.5, max_seconds=5.0, repeats=0)
+"""How structures are measured."""
 
 
 class LatencyProbe:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import JsonValue
 
-from dtp_deploy.report.schema import Basis, BudgetEntry, LatencyEntry, ParityEntry, Report
+from dtp_deploy.report.schema import Basis, BudgetEntry, LatencyEntry, ParityEntry, Report, TargetEntry
 from dtp_deploy.report.table import milliseconds, percent, points, quantity, summary_rows
 from dtp_deploy.report.text import flat_rows
 
@@ -33,7 +33,7 @@ def render_markdown(report: Report) -> str:
     blocks = [
         f"# {_cell(report.model)}, pruned",
         f"**{headline(report)}**",
-        f"Target: {target.name} ({target.runtime} {target.runtime_version} on {target.device}{threads}).",
+        f"Target: {target.name} ({_what_ran(target)}{threads}).",
         *_warnings(report),
         _table(("", "dense", "pruned", "pruned / dense"), summary_rows(report)),
         *_section("Latency", _latency(report)),
@@ -79,9 +79,21 @@ def _warnings(report: Report) -> list[str]:
         for name, model in (("dense", report.dense), ("pruned", report.pruned))
         if model.latency is not None and not model.latency.stable
     ]
+    warnings = []
+    if report.pruned.latency is None and report.pruned.predicted_ms is not None:
+        warnings.append("**Latency is predicted, not measured.**")
     if not unstable:
-        return []
-    return [f"**The latency of the {' and the '.join(unstable)} model was unstable: repeat it on a quiet machine.**"]
+        return warnings
+    return [
+        *warnings,
+        f"**The latency of the {' and the '.join(unstable)} model was unstable: repeat it on a quiet machine.**",
+    ]
+
+
+def _what_ran(target: TargetEntry) -> str:
+    if not target.runtime_version:
+        return f"{target.runtime}: {target.device}"
+    return f"{target.runtime} {target.runtime_version} on {target.device}"
 
 
 def _latency(report: Report) -> str:

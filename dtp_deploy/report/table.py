@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dtp_deploy.report.schema import LatencyEntry, Report
+from dtp_deploy.report.schema import ModelEntry, Report
 
 NOT_KNOWN = "-"
 
@@ -27,7 +27,7 @@ def summary_rows(report: Report) -> list[SummaryRow]:
         SummaryRow(
             "accuracy (points)", points(dense.accuracy), points(pruned.accuracy), _gain(dense.accuracy, pruned.accuracy)
         ),
-        SummaryRow("latency p50", _p50(dense.latency), _p50(pruned.latency), _latency_ratio(report)),
+        SummaryRow("latency p50", _p50(dense), _p50(pruned), _latency_ratio(report)),
         SummaryRow("MACs", count(dense.macs), count(pruned.macs), _ratio(dense.macs, pruned.macs)),
         SummaryRow("parameters", count(dense.params), count(pruned.params), _ratio(dense.params, pruned.params)),
         SummaryRow(
@@ -103,10 +103,10 @@ def _scaled(number: float, scales: tuple[tuple[float, str], ...], plain: str) ->
     return f"{number:g}{plain}"
 
 
-def _p50(latency: LatencyEntry | None) -> str:
-    if latency is None:
-        return NOT_KNOWN
-    return milliseconds(latency.p50_ms) + ("" if latency.stable else " (unstable)")
+def _p50(model: ModelEntry) -> str:
+    if model.latency is not None:
+        return milliseconds(model.latency.p50_ms) + ("" if model.latency.stable else " (unstable)")
+    return NOT_KNOWN if model.predicted_ms is None else f"{milliseconds(model.predicted_ms)} (predicted)"
 
 
 def _ratio(dense: float, pruned: float) -> str:
@@ -115,6 +115,9 @@ def _ratio(dense: float, pruned: float) -> str:
 
 def _latency_ratio(report: Report) -> str:
     interval = report.latency_ratio
+    dense, pruned = report.dense, report.pruned
+    if dense.predicted_ms and pruned.predicted_ms and pruned.latency is None:
+        return f"{_ratio(dense.predicted_ms, pruned.predicted_ms)} (predicted)"
     return NOT_KNOWN if interval is None else f"{interval.ratio:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

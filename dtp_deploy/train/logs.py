@@ -37,7 +37,7 @@ class RunLog:
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder))
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         """Write one record, if it is time for one."""

@@ -10,6 +10,7 @@ from dtp_deploy_targets.prepare import PRECISIONS
 SCRIPT = "run.sh"
 INSTRUCTIONS = "INSTRUCTIONS.md"
 RESULT = "result.json"
+DENSE = "dense.onnx"
 
 
 def write_bundle(folder: Path, onnx: Path, board: str, precision: str) -> list[Path]:
@@ -32,18 +33,23 @@ def write_bundle(folder: Path, onnx: Path, board: str, precision: str) -> list[P
     if precision not in PRECISIONS:
         raise UsageError(f"Precision {precision!r} cannot be measured. Give fp32, fp16 or int8.")
     runner = write_runner(folder)
+    models = f"model={shlex.quote(onnx.name)}"
+    if (folder / DENSE).is_file():
+        models += f" dense={DENSE}"  # measured in turns: a share of the dense latency can be judged
     script = folder / SCRIPT
     script.write_text(
         "#!/bin/sh\n"
         f"# Builds and measures {onnx.name} on this board. More options: ./{SCRIPT} --help\n"
         "set -eu\n"
         'cd "$(dirname "$0")"\n'
-        f"exec python3 {runner.name} measure {shlex.quote(onnx.name)} --precision {precision} --out {RESULT} "
+        f"exec python3 {runner.name} measure {models} --precision {precision} --out {RESULT} "
         '"$@"\n'
     )
     script.chmod(0o755)
     instructions = folder / INSTRUCTIONS
-    instructions.write_text(_instructions(folder.resolve().name, onnx.name, board or "the board", precision))
+    instructions.write_text(
+        _instructions(folder.resolve().name.removesuffix(".partial"), onnx.name, board or "the board", precision)
+    )
     return [onnx, runner, script, instructions]
 
 

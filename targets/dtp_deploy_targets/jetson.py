@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from dtp_deploy.errors import TargetError, UsageError
-from dtp_deploy.target import Availability, Engine
+from dtp_deploy.target import Availability, Engine, ImportedMeasurement, PredictedLatency
 from dtp_deploy_targets.connection import Connection
 from dtp_deploy_targets.devices import DeviceProfile, find_device
 from dtp_deploy_targets.remote import RemoteBoard, RemoteTarget
 from dtp_deploy_targets.runner.board import detect
 from dtp_deploy_targets.runner.trtexec import PRECISIONS
 from dtp_deploy_targets.ssh import ssh_availability
+
+DEFAULT_BOARD = "orin-nano"
+"""The board that a prediction is for where none was named."""
 
 
 class JetsonTarget(RemoteTarget):
@@ -81,6 +84,29 @@ class JetsonTarget(RemoteTarget):
         if not detect().is_jetson:
             return Availability(False, "found no board here", "give host=user@board")
         return Availability(True)
+
+    def predict(self, model_path: Path) -> PredictedLatency:
+        """A roofline over the layers, from the board's data sheet; for an Orin Nano where no board was named."""
+        from dtp_deploy_targets.roofline import predict
+
+        profile = self._profile if self._profile is not None else find_device(DEFAULT_BOARD)
+        prediction = predict(model_path, profile, self.precision)
+        assumptions = prediction.assumptions
+        if self._profile is None:
+            assumptions = (f"no board was named, so it is for {DEFAULT_BOARD}", *assumptions)
+        return PredictedLatency(prediction.total_ms, f"{profile.name}, {self.precision}", assumptions)
+
+    def write_bundle(self, folder: Path, model_path: Path) -> list[Path]:
+        """The runner, a script and instructions, beside the model."""
+        from dtp_deploy_targets.bundle import write_bundle
+
+        return write_bundle(folder, model_path, self.board or DEFAULT_BOARD, self.precision)[1:]
+
+    def read_measurement(self, path: Path) -> ImportedMeasurement:
+        """The runner's result, or what trtexec wrote with ``--exportTimes``."""
+        from dtp_deploy_targets.measurement import read_measurement
+
+        return read_measurement(path, self.precision)
 
     def _connect(self) -> RemoteBoard:
         connection = Connection(self.host, config=self.config, folder=self.folder)

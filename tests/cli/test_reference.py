@@ -11,7 +11,7 @@ from dtp_deploy_cli.main import EXIT_CODES, app
 from dtp_deploy_cli.reference import error_classes, help_text, render_errors, render_reference
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ["compress", "init", "profile", "targets"]
+COMMANDS = sorted(typer.main.get_group(app).commands)
 
 
 def undocumented(text: str) -> list[str]:

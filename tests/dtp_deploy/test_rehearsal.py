@@ -61,5 +61,5 @@ def test_a_target_that_is_not_here_and_cannot_predict_is_no_error() -> None:
 def test_a_model_without_anything_to_prune_is_refused() -> None:
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "net.pt")
 
-    with pytest.raises(GraphError, match="^Sequential has nothing to prune: "):
+    with pytest.raises(GraphError, match=r"^Sequential has nothing to prune: "):
         rehearsed()

@@ -1,0 +1,206 @@
+"""Latency as a budget: is the limit met when it is measured afresh, is it used, and how well does the table predict?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.latency [--quick] [--target cpu ...] [--structures 20]
+
+Prints Markdown tables. Networks have random weights: the structure decides. For every network and target the table is
+learned with an empty cache, and once more from the cache; random structures of preferred widths are measured and
+predicted; for every budget the masks' initial scores choose channels, the loop is closed, and the structure is measured
+again in a new process in turns with the dense network. Beside it stands the choice for the same MACs without the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from benchmarks.networks import make
+from dtp_deploy import ChannelMasks, parse_budget
+from dtp_deploy.cost import LatencyCost, count_macs
+from dtp_deploy.errors import DtpError
+from dtp_deploy.export.delivery import deliver
+from dtp_deploy.graph import find_groups
+from dtp_deploy.latency import close_loop, learn_table
+from dtp_deploy.latency.probe import DENSE
+from dtp_deploy.limits import LatencyLimit, Workbench
+from dtp_deploy.profile import MeasureSettings, measure, median_ratio
+from dtp_deploy.prune import PruningPlan, make_plan, prove, remove_channels
+from dtp_deploy.prune.choice import kept_counts
+from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.target import TargetSpec, target_classes
+
+FULL = [("ResNet-18", 64), ("ResNet-18", 224), ("ResNet-50", 224), ("MobileNetV2", 224), ("DenseNet", 128)]
+QUICK = [("ResNet-18", 64), ("DenseNet", 64)]
+BUDGETS = ("80%", "60%", "40%")
+FINAL = MeasureSettings(min_seconds=1.0, max_seconds=10.0, repeats=1)
+
+
+class Case:
+    """One network on one target."""
+
+    def __init__(self, name: str, pixels: int, target: str, folder: Path, structures: int) -> None:
+        self.title = f"{name}, {pixels} px, {target}"
+        self.model = make(name)
+        x = torch.randn(1, 3, pixels, pixels)
+        self.groups = prove(self.model, find_groups(self.model, x))
+        self.batches = [{"input": x.numpy()}]
+        delivery = deliver(self.model, self.groups.inputs, folder / "dense.onnx", self.batches, "dense")
+        self.dense = cast(Any, SimpleNamespace(delivery=delivery))
+        self.bench = Workbench(self.model, self.groups, self.dense, self.batches, folder, TargetSpec(target))
+        began = time.monotonic()
+        self.limits = {text: LatencyLimit(parse_budget("latency", text), self.bench) for text in BUDGETS[:1]}
+        first = self.limits[BUDGETS[0]]
+        self.learning_s = time.monotonic() - began
+        began = time.monotonic()
+        learn_table(first.probe)
+        self.cached_s = time.monotonic() - began
+        self.limits |= {text: LatencyLimit(parse_budget("latency", text), self.bench) for text in BUDGETS[1:]}
+        self.errors = self.prediction_errors(first, structures)
+
+    def units(self, plan: PruningPlan) -> torch.Tensor:
+        """Units kept of every prunable group."""
+        return kept_counts({choice.name: choice.kept_units for choice in plan.groups}, self.groups.prunable)
+
+    def prediction_errors(self, limit: LatencyLimit, count: int) -> np.ndarray:
+        """Relative errors of predicted shares of the dense latency, for random structures of preferred widths."""
+        cost = cast(LatencyCost, limit.cost)
+        rng = np.random.default_rng(1)
+        plans = {}
+        for number in range(count):
+            kept = {}
+            for group, units in zip(self.groups.prunable, limit.preferred or [], strict=True):
+                allowed = [each for each in units if each >= 0.2 * group.units]
+                kept[group.name] = range(int(rng.choice(allowed)))
+            plans[str(number)] = make_plan(self.groups, kept, fingerprint_of(self.model))
+        reports = limit.probe.measure(plans)
+        dense = torch.tensor([float(group.units) for group in self.groups.prunable], dtype=torch.float64)
+        return np.array(
+            [
+                cost.exact(self.units(plan)) / cost.exact(dense) / (reports[name].p50_ms / reports[DENSE].p50_ms) - 1
+                for name, plan in plans.items()
+            ]
+        )
+
+    def budget_row(self, text: str, folder: Path) -> str:
+        """What became of one budget."""
+        limit = self.limits[text]
+        masks = self.masks(text, limit)
+        tried: list[float] = []
+
+        def used(plan: PruningPlan) -> float:
+            tried.append(limit.used(plan))
+            return tried[-1]
+
+        try:
+            plan = close_loop(masks, used, fill=limit.fill, aim=limit.aim)
+        except DtpError as error:
+            return f"| {self.title} | {text} | not met: {error} |"
+        macs = count_macs(remove_channels(self.model, plan), self.groups.inputs)
+        masks.detach()
+        by_macs = ChannelMasks(make_copy(self.model), self.groups, parse_budget("macs", str(macs)), steps=1)
+        rival = by_macs.choose()
+        files = {"dense": self.dense.delivery.path}
+        for name, each in (("latency", plan), ("macs", rival)):
+            files[name] = folder / f"{name}.onnx"
+            deliver(remove_channels(self.model, each), self.groups.inputs, files[name], self.batches, name)
+        reports = measure(files, self.bench.target, FINAL)
+        ratio = median_ratio(reports["latency"], reports["dense"])
+        faster = median_ratio(reports["latency"], reports["macs"])
+        share = float(text.rstrip("%")) / 100
+        stable = "" if all(report.stable for report in reports.values()) else " (unstable)"
+        return (
+            f"| {self.title} | {text} | {ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f}){stable} "
+            f"| {'yes' if ratio.low <= share * 1.02 and ratio.ratio <= share * 1.02 else 'no'} "
+            f"| {ratio.ratio / share:.1%} | {len(tried)} | {faster.ratio:.3f} ({faster.low:.3f} to {faster.high:.3f}) "
+            f"| {self.mass(masks, plan) / self.mass(masks, rival):.3f} |"
+        )
+
+    def masks(self, text: str, limit: LatencyLimit) -> ChannelMasks:
+        """Masks with their initial scores."""
+        return ChannelMasks(
+            make_copy(self.model),
+            self.groups,
+            parse_budget("latency", text),
+            steps=1,
+            cost=limit.cost,
+            limit=limit.limit,
+            preferred=limit.preferred,
+        )
+
+    def mass(self, masks: ChannelMasks, plan: PruningPlan) -> float:
+        """Sum of the scores that a plan keeps, counted from the lowest score."""
+        kept = {choice.name: list(choice.kept_units) for choice in plan.groups}
+        scores = masks.group_scores()
+        lowest = min(float(each.min()) for each in scores)
+        return sum(
+            float((each[kept[group.name]] - lowest).sum())
+            for each, group in zip(scores, self.groups.prunable, strict=True)
+        )
+
+
+def make_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy, as masks are put on in place."""
+    return copy.deepcopy(model)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--target", action="append", help="by default every one that is available")
+    parser.add_argument("--structures", type=int, help="random structures a network; 20, or 8 with --quick")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    targets = arguments.target or [
+        name
+        for name, target in target_classes().items()
+        if not _needs_more(target) and target().availability().available
+    ]
+    structures = arguments.structures or (8 if arguments.quick else 20)
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} logical CPUs\n", flush=True)
+    summary, rows = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["DTP_DEPLOY_CACHE"] = cache
+        for target in targets:
+            for name, pixels in QUICK if arguments.quick else FULL:
+                with ExitStack() as stack:
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    case = Case(name, pixels, target, folder, structures)
+                    errors = np.abs(case.errors)
+                    summary.append(
+                        f"| {case.title} | {case.learning_s:.0f} | {case.cached_s:.1f} "
+                        f"| {np.median(errors):.1%} | {errors.max():.1%} | {case.errors.mean():+.1%} |"
+                    )
+                    rows += [case.budget_row(text, folder) for text in BUDGETS]
+    print("| network | learning s | from cache s | median error | worst error | mean (signed) |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(summary), "\n")
+    print(
+        "| network | limit | latency / dense (95 % interval) | met | of the limit | structures measured "
+        "| latency / that of the MACs budget, same MACs | score mass / that of the MACs budget |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
+
+
+def _needs_more(target: type) -> bool:
+    """Whether a target cannot be made without options (a host, say)."""
+    return any(
+        parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        for parameter in inspect.signature(target).parameters.values()
+    )
+
+
+if __name__ == "__main__":
+    main()

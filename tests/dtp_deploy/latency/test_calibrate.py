@@ -1,0 +1,155 @@
+"""What is learned about a target, and what happens where the target goes wrong meanwhile."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dtp_deploy.errors import TargetError
+from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn, learn_table
+from dtp_deploy.latency.probe import DENSE
+from dtp_deploy.prune import make_plan
+from dtp_deploy.prune.plan import fingerprint_of
+
+MakeProbe = Callable[..., LatencyProbe]
+
+
+def measured_models(tmp_path: Path) -> list[str]:
+    log = tmp_path / "log.txt"
+    names = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [name for name in names if name != "overhead"]
+
+
+def errors_of(table: LatencyTable, probe: LatencyProbe, multiple: int = 1) -> list[float]:
+    """Relative errors of predicted shares of the dense latency, for structures that were not measured to learn."""
+    rng = np.random.default_rng(5)
+    plans, units = {}, {}
+    for number in range(4):
+        counts = [
+            min(group.units, multiple * int(rng.integers(1, group.units // multiple + 1)))
+            for group in probe.groups.prunable
+        ]
+        kept = {group.name: range(count) for group, count in zip(probe.groups.prunable, counts, strict=True)}
+        plans[str(number)] = make_plan(probe.groups, kept, fingerprint_of(probe.model))
+        units[str(number)] = torch.tensor(counts, dtype=torch.float64)
+    reports = probe.measure(plans)
+    full = torch.tensor([float(group.units) for group in probe.groups.prunable], dtype=torch.float64)
+    dense = table.cost.exact(full)
+    return [
+        table.cost.exact(units[name]) / dense / (reports[name].p50_ms / reports[DENSE].p50_ms) - 1 for name in plans
+    ]
+
+
+@pytest.mark.parametrize("step", [1, 8, 16])
+def test_table_finds_the_staircase_and_predicts_structures(step: int, probe_on: MakeProbe, tmp_path: Path) -> None:
+    probe = probe_on(step=step)
+    table = learn_table(probe, cache_folder=tmp_path / "cache")
+    assert table.cost.steps == (step, step)
+    assert table.estimated == 0
+    assert table.fit_error < 0.05
+    assert max(map(abs, errors_of(table, probe, step))) < 0.05
+
+
+def test_only_widths_on_the_staircase_are_preferred(probe_on: MakeProbe, tmp_path: Path) -> None:
+    probe = probe_on(step=16)
+    preferred = learn_table(probe, cache_folder=tmp_path / "cache").cost.preferred_widths()
+    for group, units in zip(probe.groups.prunable, preferred, strict=True):
+        assert units[-1] == group.units
+        assert all(count % 16 == 0 for count in units), group.name
+
+
+def test_slow_builds_are_learned_from_structures_alone(probe_on: MakeProbe, tmp_path: Path) -> None:
+    probe = probe_on("SlowToBuild")
+    table = learn_table(probe, cache_folder=tmp_path / "cache")
+    assert not any(name.startswith("layer-") for name in measured_models(tmp_path))
+    assert table.measured == 0
+    assert table.estimated == 5
+    assert max(map(abs, errors_of(table, probe))) < 0.1
+
+
+def test_slow_builds_stop_at_the_time_cap(probe_on: MakeProbe, tmp_path: Path) -> None:
+    learn_table(probe_on("SlowToBuild"), time_cap_s=0, cache_folder=tmp_path / "cache")
+    assert len(measured_models(tmp_path)) == 1 + 4
+
+
+def test_without_time_layers_are_estimated(probe_on: MakeProbe, tmp_path: Path) -> None:
+    probe = probe_on()
+    table = learn_table(probe, time_cap_s=0, cache_folder=tmp_path / "cache")
+    assert (table.measured, table.estimated) == (0, 5)
+    assert "0 kinds of layers measured, 5 estimated" in table.summary()
+    assert max(map(abs, errors_of(table, probe))) < 0.2
+
+
+def test_nothing_is_measured_twice_on_one_device(probe_on: MakeProbe, tmp_path: Path) -> None:
+    first = learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
+    assert measured_models(tmp_path)
+    again = learn_table(probe_on(step=8), time_cap_s=0, cache_folder=tmp_path / "cache")
+    assert measured_models(tmp_path) == []
+    assert again.cost.to_json() == first.cost.to_json()
+    assert again == replace(first, cost=again.cost)
+
+
+def test_what_another_device_measured_is_not_used(probe_on: MakeProbe, tmp_path: Path) -> None:
+    learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
+    measured_models(tmp_path)
+    learn_table(probe_on(step=8, device="there"), cache_folder=tmp_path / "cache")
+    assert any(name.startswith("layer-") for name in measured_models(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("dies", "the measuring process was ended by SIGSEGV"),
+        ("hangs", "the measuring process was killed after 4 s without a result"),
+        ("prints rubbish", "the measuring process ended with exit status 0 and no result"),
+    ],
+)
+def test_a_target_that_goes_wrong_ends_the_calibration_which_then_goes_on_where_it_was(
+    how: str, message: str, probe_on: MakeProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "_LAYER", replace(learn._LAYER, timeout_s=4.0))
+    (tmp_path / "fault.txt").write_text(f"{how} 60")
+    with pytest.raises(TargetError, match=message):
+        learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
+    before = measured_models(tmp_path)
+    (tmp_path / "fault.txt").unlink()
+    table = learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
+    after = measured_models(tmp_path)
+    whole = learn_table(probe_on(step=8), cache_folder=tmp_path / "other cache")
+    everything = measured_models(tmp_path)
+    assert table.cost.to_json() == whole.cost.to_json()
+    assert 0 < len(after) < len(everything)
+    assert len(before) + len(after) > len(everything)  # the call that went wrong is done anew, the ones before are not
+
+
+def test_two_calibrations_at_once_end_alike(probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path) -> None:
+    learn_table(probe_on(step=8), cache_folder=tmp_path / "first")  # exports all structures: that is not for threads
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(learn_table, probe_on(step=8), cache_folder=tmp_path / "cache") for _ in range(2)]
+        first, second = (run.result() for run in runs)
+    assert first.cost.to_json() == second.cost.to_json()
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.suffix != ".json"] == []
+
+
+def test_without_a_cache_the_table_is_learned_all_the_same(probe_on: MakeProbe, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    table = learn_table(probe_on(step=8), cache_folder=tmp_path / "file" / "cache")
+    assert table.fit_error < 0.05
+    assert table.problem is not None
+    assert table.problem.startswith("Latency tables could not be kept in ")
+
+
+def test_calibrate_learns_what_a_probe_finds_in_the_cache(
+    probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path
+) -> None:
+    probe = probe_on(step=8)
+    table = calibrate(exported.model, exported.groups.inputs, probe.target, cache_folder=tmp_path / "cache")
+    measured_models(tmp_path)
+    again = learn_table(probe, cache_folder=tmp_path / "cache")
+    assert measured_models(tmp_path) == []
+    assert again.cost.to_json() == table.cost.to_json()

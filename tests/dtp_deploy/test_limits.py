@@ -1,0 +1,149 @@
+"""The limits of a run: latency on targets whose times follow from a formula, and several budgets at once."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from dtp_deploy.budget import Budget, parse_budget
+from dtp_deploy.cost import ChannelCount, count_macs, count_parameters
+from dtp_deploy.errors import BudgetError, UsageError
+from dtp_deploy.export.delivery import deliver
+from dtp_deploy.graph import find_groups
+from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits
+from dtp_deploy.profile import LatencyReport
+from dtp_deploy.prune import ChannelMasks, PruningPlan, make_plan
+from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.target import TargetSpec
+from dtp_deploy.testing.blocks import conv_bn
+from dtp_deploy.testing.zoo import randomise
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    model = nn.Sequential(
+        conv_bn(3, 32), nn.ReLU(), conv_bn(32, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)
+    )
+    randomise(model, 0).eval()
+    x = torch.randn(1, 3, 8, 8)
+    folder = tmp_path_factory.mktemp("scratch")
+    batches = [{"input": x.numpy()}]
+    dense: Any = SimpleNamespace(
+        delivery=deliver(model, (x,), folder / "dense.onnx", batches, "dense"),
+        macs=count_macs(model, x),
+        params=count_parameters(model),
+    )
+    return Workbench(model, find_groups(model, x), dense, batches, folder, TargetSpec("formula_targets:Formula"))
+
+
+@pytest.fixture(autouse=True)
+def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The target is on the import path, and nothing of an earlier test is in the cache but of this module."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "latency")
+    monkeypatch.setenv("DTP_DEPLOY_CACHE", str(tmp_path_factory.getbasetemp() / "cache of limits"))
+    monkeypatch.setenv("FORMULA_LOG", str(tmp_path_factory.getbasetemp() / "formula.log"))
+
+
+def uniform(bench: Workbench, units: int) -> PruningPlan:
+    kept = {group.name: range(units) for group in bench.groups.prunable}
+    return make_plan(bench.groups, kept, fingerprint_of(bench.model))
+
+
+def test_an_impossible_latency_is_refused_with_what_can_be_reached(bench: Workbench) -> None:
+    with pytest.raises(BudgetError) as refused:
+        LatencyLimit(parse_budget("latency", "1%"), bench)
+    assert str(refused.value).startswith(
+        "--latency 1% is below what can be reached on formula_targets:Formula: one channel in every layer that may be "
+        "pruned takes 0.0"
+    )
+    least = int(str(refused.value).split("Give ")[1].split("% or more.")[0])
+    LatencyLimit(parse_budget("latency", f"{least}%"), bench)
+
+
+def test_masks_with_a_latency_limit_choose_what_meets_it(bench: Workbench) -> None:
+    limit = LatencyLimit(parse_budget("latency", "60%"), bench)
+    masks = ChannelMasks(
+        bench.model, bench.groups, limit.budget, steps=1, cost=limit.cost, limit=limit.limit, preferred=limit.preferred
+    )
+    plan = masks.choose()
+    masks.detach()
+    assert 0.85 <= limit.used(plan) <= 1.02
+    assert limit.notes[0].startswith("Latency table: 3 kinds of layers measured; ")
+
+
+def test_a_decision_spares_all_measuring(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = LatencyLimit(parse_budget("latency", "60%"), bench)
+    log = bench.scratch / "log.txt"
+    monkeypatch.setenv("FORMULA_LOG", str(log))
+    again = make_limits([first.budget], bench, [first.decision()])
+    assert not log.exists()
+    assert again.limit == first.limit
+    assert again.preferred == first.preferred
+    assert again.notes == first.notes
+    x = torch.tensor([10.0, 20.0], dtype=torch.float64)
+    assert torch.equal(again.cost(x)[0], first.cost(x)[0])
+
+
+def report(p50: float, slow: float) -> LatencyReport:
+    return LatencyReport.from_samples([p50] * 60 + [slow] * 40)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "met", "achieved"), [("p50", True, 1.0), ("p90", False, 9.0), ("p99", False, 9.0)]
+)
+def test_the_statistic_decides(statistic: Any, met: bool, achieved: float, bench: Workbench) -> None:
+    budget = parse_budget("latency", "60%", statistic=statistic)
+    limit = LatencyLimit.__new__(LatencyLimit)
+    limit.budget = budget
+    latencies = {"dense": report(2.0, 10.0), "pruned": report(1.0, 9.0)}
+    entry = limit.entry(cast(Any, None), cast(Any, None), latencies)
+    assert (entry["met"], entry["achieved"]) == (met, achieved)
+    assert entry["requested"] == ("60%" if statistic == "p50" else f"60% ({statistic})")
+
+
+def test_a_statistic_is_of_a_latency() -> None:
+    with pytest.raises(UsageError, match=r"--statistic p90 is of a latency, and --macs 50% \(p90\) is none\."):
+        Budget("macs", 0.5, relative=True, statistic="p90")
+    with pytest.raises(UsageError, match=r"--statistic 'mean' is unknown\. Give one of p50, p90, p99\."):
+        Budget("latency", 0.5, relative=True, statistic=cast(Any, "mean"))
+
+
+def test_several_budgets_are_all_met(bench: Workbench) -> None:
+    limits = make_limits([parse_budget("latency", "70%"), parse_budget("params", "50%")], bench)
+    assert [one.budget.kind for one in limits.all] == ["params", "latency"]
+    masks = ChannelMasks(
+        bench.model,
+        bench.groups,
+        limits.all[0].budget,
+        steps=1,
+        cost=limits.cost,
+        limit=limits.limit,
+        preferred=limits.preferred,
+    )
+    plan = masks.choose()
+    masks.detach()
+    assert limits.used(plan) <= 1.02
+    assert max(one.used(plan) for one in limits.all) == limits.used(plan)
+
+
+def test_used_is_the_largest_share(bench: Workbench) -> None:
+    params, macs = (CountedLimit(parse_budget(kind, "50%"), bench) for kind in ("params", "macs"))  # type: ignore[arg-type]
+    limits = Limits([params, macs])
+    plan = uniform(bench, 16)
+    assert limits.used(plan) == pytest.approx(max(params.used(plan), macs.used(plan)))
+    assert limits.used(uniform(bench, 32)) > 1
+
+
+def test_strictest_cost_is_never_below_the_largest_share_and_has_its_gradient() -> None:
+    costs = tuple(ChannelCount(torch.tensor(each, dtype=torch.float64)) for each in ([1.0, 3.0], [2.0, 1.0]))
+    strictest = StrictestCost(costs, (40.0, 30.0))
+    x = torch.tensor([9.0, 11.0], dtype=torch.float64)
+    value, gradient = strictest(x)
+    assert max(42 / 40, 29 / 30) <= float(value) <= 1.05 * max(42 / 40, 29 / 30)
+    for axis in range(2):
+        moved = torch.zeros(2, dtype=torch.float64).index_fill(0, torch.tensor(axis), 1e-6)
+        slope = float(strictest(x + moved)[0] - strictest(x - moved)[0]) / 2e-6
+        assert float(gradient[axis]) == pytest.approx(slope, rel=1e-5)
