@@ -14,6 +14,7 @@ import argparse
 import copy
 import inspect
 import os
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -177,11 +178,16 @@ def main() -> None:
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                     case = Case(name, pixels, target, folder, structures)
                     errors = np.abs(case.errors)
+                    _tell(
+                        f"{case.title}: learned in {case.learning_s:.0f} s, errors {np.round(case.errors, 3).tolist()}"
+                    )
                     summary.append(
                         f"| {case.title} | {case.learning_s:.0f} | {case.cached_s:.1f} "
                         f"| {np.median(errors):.1%} | {errors.max():.1%} | {case.errors.mean():+.1%} |"
                     )
-                    rows += [case.budget_row(text, folder) for text in BUDGETS]
+                    for text in BUDGETS:
+                        rows.append(case.budget_row(text, folder))
+                        _tell(rows[-1])
     print("| network | learning s | from cache s | median error | worst error | mean (signed) |")
     print("|---|---|---|---|---|---|")
     print("\n".join(summary), "\n")
@@ -192,6 +198,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _needs_more(target: type) -> bool:

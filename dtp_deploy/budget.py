@@ -90,7 +90,7 @@ class Budget:
             )
         if self.kind != "latency" and self.statistic != "p50":
             raise UsageError(
-                f"--statistic {self.statistic} is of a latency, and --{self.kind} {self} is none. "
+                f"--statistic {self.statistic} is of a latency, and {flag_of(self.kind)} {self} is none. "
                 "Give --latency, or leave --statistic out."
             )
         if not (math.isfinite(self.limit) and self.limit > 0):

@@ -30,7 +30,7 @@ from dtp_deploy.artefact import (
     save_weights,
     write_report,
 )
-from dtp_deploy.budget import Budget
+from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
 from dtp_deploy.errors import BudgetError, TargetError, UsageError
 from dtp_deploy.evaluate import evaluate_model
@@ -177,7 +177,7 @@ def compress(
     for entry in (report.budget, *report.further_budgets):
         if entry.met is False:
             raise BudgetError(
-                f"--{entry.kind} {entry.requested} was not met: {entry.achieved:.4g} {entry.unit} were reached, the "
+                f"{flag_of(entry.kind)} {entry.requested} was not met: {entry.achieved:.4g} {entry.unit} were reached, the "
                 f"limit is {entry.limit:.4g} {entry.unit}. What was reached is in {out}; give a larger budget."
             )
     return report

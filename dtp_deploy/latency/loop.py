@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from dtp_deploy.budget import flag_of
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.prune import ChannelMasks, PruningPlan
 
@@ -57,7 +58,7 @@ def close_loop(
     if best is None:
         closest = min(shares.values())
         raise BudgetError(
-            f"--{masks.budget.kind} {masks.budget} was not met: the best of {len(shares)} structures reached "
+            f"{flag_of(masks.budget.kind)} {masks.budget} was not met: the best of {len(shares)} structures reached "
             f"{closest:.1%} of the limit. Give a limit at least {closest * 1.02:.2f} times as large."
         )
     return best[1]

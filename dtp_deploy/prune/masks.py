@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dtp_deploy.budget import Budget
+from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_cost
 from dtp_deploy.errors import BudgetError, TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
@@ -158,7 +158,7 @@ class ChannelMasks:
         self.smallest_cost = float(self.cost(torch.ones_like(self._units))[0])
         if self.smallest_cost > self.limit:
             raise BudgetError(
-                f"--{budget.kind} {budget} is a limit of {self.limit:.6g}, but one channel in every layer that may be "
+                f"{flag_of(budget.kind)} {budget} is a limit of {self.limit:.6g}, but one channel in every layer that may be "
                 f"pruned still costs {self.smallest_cost:.6g} of the dense {self.dense_cost:.6g}. "
                 f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10:g}% or more."
             )

@@ -205,6 +205,14 @@ def test_the_budget_is_half_of_the_macs_elsewhere(run_cli, job: list[str], asked
     assert asked["budget"] == (Budget("macs", 0.5, relative=True),)
 
 
+def test_a_measurement_that_is_required_and_impossible_is_code_5(run_cli, job: list[str]) -> None:
+    outcome = run_cli(*job, "--target", "ssh", "--require-measured")
+
+    assert (outcome.code, outcome.out) == (5, "")
+    assert outcome.err.startswith("Error: --require-measured: target 'ssh' needs the name of a board")
+    assert not Path("small").exists()
+
+
 def test_no_model_at_all(run_cli) -> None:
     assert run_cli("compress").err == (
         'Error: No model is given. Give its file, `dtp-deploy compress model.pt`, or a line checkpoint = "model.pt" '

@@ -61,8 +61,8 @@ class Formula(Target):
         for node in graph.node:
             if node.op_type in NODES:
                 first, second, *kernel = weights[node.input[1]]
-                grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
-                widths = self.up(first) * (second if grouped else self.up(second))
+                # A depthwise layer has a second width of 1, with one channel too, where it is not told from others.
+                widths = self.up(first) * (1 if second == 1 else self.up(second))
                 positions = math.prod(shapes[node.output[0]]) / shapes[node.output[0]][1]
                 total += 2000 + 10 * widths * math.prod(kernel) * positions
         return round(total)
