@@ -63,7 +63,7 @@ class Case:
         first = self.limits[BUDGETS[0]]
         self.learning_s = time.monotonic() - began
         began = time.monotonic()
-        learn_table(first.probe)
+        self.dense_ms = learn_table(first.probe).dense_ms
         self.cached_s = time.monotonic() - began
         self.limits |= {text: LatencyLimit(parse_budget("latency", text), self.bench) for text in BUDGETS[1:]}
         self.errors = self.prediction_errors(first, structures)
@@ -84,10 +84,9 @@ class Case:
                 kept[group.name] = range(int(rng.choice(allowed)))
             plans[str(number)] = make_plan(self.groups, kept, fingerprint_of(self.model))
         reports = limit.probe.measure(plans)
-        dense = torch.tensor([float(group.units) for group in self.groups.prunable], dtype=torch.float64)
         return np.array(
             [
-                cost.exact(self.units(plan)) / cost.exact(dense) / (reports[name].p50_ms / reports[DENSE].p50_ms) - 1
+                cost.exact(self.units(plan)) / self.dense_ms / (reports[name].p50_ms / reports[DENSE].p50_ms) - 1
                 for name, plan in plans.items()
             ]
         )

@@ -14,6 +14,7 @@ Budget(kind='latency', limit=5.0, relative=False, scope='global')
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -115,8 +116,32 @@ class Budget:
         return {"p50": report.p50_ms, "p90": report.p90_ms, "p99": report.p99_ms}[self.statistic]
 
     def __str__(self) -> str:
-        quantity = f"{100 * self.limit:.6g}%" if self.relative else f"{self.limit:.6g} {self.unit}"
+        quantity = _typed(100 * self.limit, {"%": 1}) if self.relative else _typed(self.limit, _SCALES[self.kind])
         return quantity if self.statistic == "p50" else f"{quantity} ({self.statistic})"
+
+
+def _typed(value: float, scales: Mapping[str, float]) -> str:
+    """A quantity as a user would type it, with the largest decimal unit that leaves no digit out.
+
+    >>> _typed(2e6, _SCALES["size"]), _typed(5.0, _SCALES["latency"]), _typed(1234567.0, _SCALES["params"])
+    ('2MB', '5ms', '1.234567M')
+    """
+    decimal = [(name, scale) for name, scale in scales.items() if not name.endswith("iB")]
+    for name, scale in sorted(decimal, key=lambda pair: pair[1], reverse=True):
+        text = f"{value / scale:.12g}"
+        if value >= scale and "e" not in text and float(text) * scale == value:
+            return text + name
+    name, scale = min(decimal, key=lambda pair: pair[1])
+    return f"{value / scale!r}{name}"
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost for a message: times to four digits, anything that is counted exactly.
+
+    >>> amount(5.12345, "ms"), amount(616205.0, "bytes")
+    ('5.123 ms', '616,205 bytes')
+    """
+    return f"{value:.4g} {unit}" if unit == "ms" else f"{value:,.0f} {unit}"
 
 
 def flag_of(kind: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dtp_deploy.cost import count_macs, count_parameters
+from dtp_deploy.cost import count_parameters, macs_per_sample
 from dtp_deploy.evaluate import evaluate_session
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import Delivery, deliver, require_parity
@@ -40,7 +40,7 @@ class Form:
         engine: what runs it.
         parity: of every step from PyTorch to the engine.
         accuracy: the task's metric on the delivered engine, or None where it is unknown.
-        macs: of one forward pass with the delivered shape.
+        macs: of one sample.
         params: number of parameters.
     """
 
@@ -81,8 +81,7 @@ def make_form(
     Raises:
         GraphError, ParityError, TargetError: it cannot be exported, proven or built.
     """
-    metadata = {METADATA_KEY: json.dumps(data.preprocessing, sort_keys=True)} if data.preprocessing else {}
-    delivery = deliver(model, inputs, path, batches, label, metadata=metadata)
+    delivery = deliver(model, inputs, path, batches, label, metadata=metadata_of(data))
     found = find_target(target)
     runs_here = found.availability().available
     # A device that is not at hand cannot evaluate: the same file does, on this machine.
@@ -104,9 +103,14 @@ def make_form(
         engine=engine.info if prediction is None else _not_run(prediction),
         parity=(*delivery.parity, parity),
         accuracy=accuracy,
-        macs=count_macs(model, inputs),
+        macs=macs_per_sample(model, inputs),
         params=count_parameters(model),
     )
+
+
+def metadata_of(data: DataSource) -> dict[str, str]:
+    """What a delivered file says of how its inputs are made."""
+    return {METADATA_KEY: json.dumps(data.preprocessing, sort_keys=True)} if data.preprocessing else {}
 
 
 def _tolerance(engine: EngineInfo) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtp_deploy.artefact import REPORT_JSON, write_report
-from dtp_deploy.budget import Budget, flag_of
+from dtp_deploy.budget import Budget, amount, flag_of
 from dtp_deploy.errors import BudgetError, InputError
 from dtp_deploy.profile.measure import LatencyReport, median_ratio
 from dtp_deploy.report import Report, hide_home, read_report
@@ -62,8 +62,9 @@ def import_measurement(directory: Path, result: Path) -> Report:
     for entry in (completed.budget, *completed.further_budgets):
         if entry.met is False:
             raise BudgetError(
-                f"{flag_of(entry.kind)} {entry.requested} was not met: {entry.achieved:.4g} {entry.unit} were measured, the "
-                f"limit is {entry.limit:.4g} {entry.unit}. Compress again with a smaller limit."
+                f"{flag_of(entry.kind)} {entry.requested} was not met: "
+                f"{amount(entry.achieved or 0.0, entry.unit)} were measured, the limit is "
+                f"{amount(entry.limit, entry.unit)}. Compress again with a smaller limit."
             )
     return completed
 

@@ -6,17 +6,25 @@ A `Limit` knows one budget. Several budgets are kept at once through `StrictestC
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.budget import Budget
-from dtp_deploy.cost import LatencyCost, WidthFunction, count_macs, count_parameters, parameter_cost
+from dtp_deploy.budget import Budget, flag_of
+from dtp_deploy.cost import (
+    LatencyCost,
+    NetworkCost,
+    WidthFunction,
+    count_parameters,
+    macs_per_sample,
+    parameter_cost,
+)
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.forms import Form
@@ -42,6 +50,8 @@ class Workbench:
         batches: for the parity of exports.
         scratch: folder for files that are not delivered.
         target: where latency is measured.
+        finish: what is done to a network before it is delivered.
+        metadata: what is written into the delivered file.
         progress: told of what takes long.
     """
 
@@ -51,7 +61,14 @@ class Workbench:
     batches: Sequence[Arrays]
     scratch: Path
     target: TargetSpec
+    finish: Callable[[nn.Module], nn.Module] = lambda model: model
+    metadata: Mapping[str, str] | None = None
     progress: Progress = SILENT
+
+    def finished(self, plan: PruningPlan | None = None) -> nn.Module:
+        """The network of a plan, or the dense one, as it would be delivered."""
+        small = copy.deepcopy(self.model) if plan is None else remove_channels(self.model, plan)
+        return self.finish(small).eval()
 
 
 class Limit(abc.ABC):
@@ -105,21 +122,27 @@ class CountedLimit(Limit):
 
     def __init__(self, budget: Budget, bench: Workbench) -> None:
         self.budget, self.bench = budget, bench
-        self.cost = cost_of(budget, bench.model, bench.groups)
         dense = {
             "macs": bench.dense.macs,
             "params": bench.dense.params,
             "channels": sum(group.width for group in bench.groups.prunable),
         }[budget.kind]
+        cost = cost_of(budget, bench.model, bench.groups)
+        if isinstance(cost, NetworkCost):
+            # The formula is of the network as it is pruned; what finishing it adds or takes is a constant.
+            units = torch.tensor([float(group.units) for group in bench.groups.prunable], dtype=torch.float64)
+            cost = replace(cost, constant=cost.constant + dense - float(cost(units)[0]))
+        self.cost = cost
         self.limit = budget.limit_for(float(dense))
+        self.notes = _met_already(budget, self.limit, float(dense))
 
     def used(self, plan: PruningPlan) -> float:
         """Counted on the network that the plan gives."""
         if self.budget.kind == "channels":
             return _channels(plan) / self.limit
-        small = remove_channels(self.bench.model, plan)
+        small = self.bench.finished(plan)
         if self.budget.kind == "macs":
-            return count_macs(small, self.bench.groups.inputs) / self.limit
+            return macs_per_sample(small, self.bench.groups.inputs) / self.limit
         return count_parameters(small) / self.limit
 
     def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
@@ -136,14 +159,18 @@ class SizeLimit(Limit):
         dense = bench.dense.delivery.size_bytes
         self.limit = budget.limit_for(float(dense))
         # Four bytes a parameter; the rest of the file, names and graph, hardly depends on the widths.
-        self.cost = parameter_cost(bench.model, bench.groups, per_value=4.0, constant=dense - 4.0 * bench.dense.params)
+        whole = 4.0 * count_parameters(bench.model)
+        self.cost = parameter_cost(bench.model, bench.groups, per_value=4.0, constant=dense - whole)
+        self.notes = _met_already(budget, self.limit, float(dense))
 
     def used(self, plan: PruningPlan) -> float:
         """Of the file that the plan gives."""
         bench = self.bench
-        small = remove_channels(bench.model, plan)
         path = bench.scratch / "candidate.onnx"
-        return deliver(small, bench.groups.inputs, path, bench.batches, "candidate").size_bytes / self.limit
+        delivery = deliver(
+            bench.finished(plan), bench.groups.inputs, path, bench.batches, "candidate", metadata=bench.metadata
+        )
+        return delivery.size_bytes / self.limit
 
     def entry(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> dict[str, Any]:
         """Computed exactly."""
@@ -179,6 +206,7 @@ class LatencyLimit(Limit):
             bench.dense.delivery.path,
             bench.batches,
             PROBING,
+            bench.finish,
         )
         self._decided = dict(decided) if decided is not None else self._learn()
         cost = LatencyCost.from_json(self._decided["table"])
@@ -194,7 +222,7 @@ class LatencyLimit(Limit):
         units = torch.tensor([float(group.units) for group in self.bench.groups.prunable], dtype=torch.float64)
         smallest, dense = (float(cost(widths)[0]) for widths in (torch.ones_like(units), units))
         # The table may be wrong about the smallest network, which was measured: it must not refuse what is possible.
-        limit = min(max(share * dense, smallest + 0.01 * (dense - smallest)), dense)
+        limit = min(max(share * table.dense_ms, smallest + 0.01 * (dense - smallest)), dense)
         return {"limit": limit, "table": cost.to_json(), "notes": notes}
 
     def _share_of_dense(self) -> float:
@@ -309,6 +337,16 @@ def make_limits(
         else:
             limits.append(makers.get(budget.kind, CountedLimit)(budget, bench))
     return Limits(limits)
+
+
+def _met_already(budget: Budget, limit: float, dense: float) -> tuple[str, ...]:
+    """A note where there is nothing to do."""
+    if budget.relative or limit < dense:
+        return ()
+    return (
+        f"The dense model meets {flag_of(budget.kind)} {budget} already, with {dense:,.0f} {budget.unit}: nothing had "
+        "to be removed for it.",
+    )
 
 
 def _channels(plan: PruningPlan) -> int:

@@ -18,6 +18,7 @@ from dtp_deploy.budget import Budget, parse_budget
 from dtp_deploy.errors import BudgetError, InputError, TrainingError
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.prune.schedule import Solver
 from dtp_deploy.report import Report, read_report
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer
@@ -134,19 +135,19 @@ def test_one_seed_gives_one_plan_and_the_model_given_is_not_changed(
 
 
 @pytest.mark.parametrize(
-    ("budget", "least_used"),
+    ("budget", "least_used", "solver"),
     [
-        (parse_budget("params", "40%"), 0.97),
-        (parse_budget("size", "300kB"), 0.97),
-        (parse_budget("channels", "50%"), 0.97),
-        (parse_budget("macs", "50%", scope="per-layer"), 0.9),
+        (parse_budget("params", "40%"), 0.97, "exact"),
+        (parse_budget("size", "300kB"), 0.97, "sinkhorn-1"),
+        (parse_budget("channels", "50%"), 0.97, "sinkhorn-1"),
+        (parse_budget("macs", "50%", scope="per-layer"), 0.9, "exact"),
     ],
     ids=["params", "size", "channels", "per-layer"],
 )
 def test_every_counted_budget_is_kept_and_used(
-    budget: Budget, least_used: float, dense: nn.Module, data: Dataset, tmp_path: Path
+    budget: Budget, least_used: float, solver: Solver, dense: nn.Module, data: Dataset, tmp_path: Path
 ) -> None:
-    settings = Settings(epochs=1, masks=dtp_deploy.MaskSettings(solver="sinkhorn-1"))
+    settings = Settings(epochs=1, masks=dtp_deploy.MaskSettings(solver=solver))
     report = compress(dense, data=data, budget=budget, out=tmp_path / "out", settings=settings)
     assert report.budget.met is True
     assert report.budget.achieved is not None
@@ -215,3 +216,57 @@ def test_a_wrong_removal_stops_the_run(
     with pytest.raises(dtp_deploy.errors.ParityError, match="Parity failed at 'masked to removed'"):
         compress(dense, data=data, budget=Budget("macs", 0.5, True), out=tmp_path / "out", settings=settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_limit_above_the_dense_model_is_met_with_a_note(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    budget = parse_budget("macs", "1000G")
+    report = compress(dense, data=data, budget=budget, out=tmp_path / "out", settings=Settings(epochs=1))
+    assert report.budget.met is True
+    assert report.budget.requested == "1000G"
+    assert any(note.startswith("The dense model meets --macs 1000G already") for note in report.notes)
+
+
+def test_macs_are_those_of_one_sample(macs_run: Finished, dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    budget = parse_budget("macs", "30%")
+    out = tmp_path / "out"
+    report = compress(dense, data=data, budget=budget, out=out, input_shape=(4, 1, 8, 8), settings=Settings(epochs=1))
+    assert report.dense.macs == macs_run.report.dense.macs
+    assert report.budget.met is True
+    shape = onnx.load(out / "model.onnx").graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shape.dim] == [4, 1, 8, 8]
+
+
+@pytest.mark.parametrize("kind", ["params", "macs", "size"])
+@pytest.mark.parametrize("adds", [True, False], ids=["adds", "removes"])
+def test_what_finishing_adds_or_takes_counts(
+    kind: str, adds: bool, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    class Headed(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+            self.extra = nn.Linear(10, 3000)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = self.inside(x)
+            return scores + 0.0 * self.extra(scores).sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    given = dense if adds else Headed(dense)
+    finish = (lambda model: Headed(model)) if adds else (lambda model: model.inside)
+    budget = parse_budget(kind, "60%")  # type: ignore[arg-type]
+    report = compress(given, data=data, budget=budget, out=tmp_path / "out", settings=Settings(epochs=1), finish=finish)
+    assert report.budget.met is True
+    assert report.budget.achieved is not None
+    assert 0.97 * report.budget.limit <= report.budget.achieved <= report.budget.limit
+
+
+def test_a_budget_that_rounding_forbids_is_refused_before_training(
+    dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    settings = Settings(epochs=1, masks=dtp_deploy.MaskSettings(round_to=64))
+    with pytest.raises(
+        BudgetError, match=r"the narrowest widths that --round-to allows still cost .* or a smaller --round"
+    ):
+        compress(dense, data=data, budget=parse_budget("macs", "5%"), out=tmp_path / "out", settings=settings)
+    assert list(tmp_path.iterdir()) == []

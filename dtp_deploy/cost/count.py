@@ -18,6 +18,15 @@ def count_macs(model: nn.Module, inputs: Tensor | Inputs) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def macs_per_sample(model: nn.Module, inputs: Tensor | Inputs) -> int:
+    """The same for one sample of the batch that `inputs` are.
+
+    >>> macs_per_sample(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(5, 3, 4, 4))
+    3456
+    """
+    return round(count_macs(model, inputs) / len(as_inputs(inputs)[0]))
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of values in all parameters, shared ones once.
 

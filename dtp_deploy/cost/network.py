@@ -73,30 +73,34 @@ def parameter_cost(model: nn.Module, groups: Groups, *, per_value: float = 1.0, 
 
 
 def macs_cost(model: nn.Module, groups: Groups) -> NetworkCost:
-    """Multiply-accumulate operations for the groups' example input: convolutions and linear layers as functions of the
-    widths, everything else that `count_macs` finds (attention, say) as a constant.
+    """Multiply-accumulate operations for one sample of the groups' example input.
+
+    Convolutions and linear layers are functions of the widths; everything else that `count_macs` finds (attention, say)
+    is a constant.
     """
-    factors = _uses_of_weights(model, groups.inputs)
+    samples = len(groups.inputs[0])
+    factors = {name: uses / samples for name, uses in _uses_of_weights(model, groups.inputs).items()}
     cost = _network_cost(model, groups.prunable, factors, 0.0)
     full = torch.tensor([float(group.units) for group in groups.prunable], dtype=torch.float64)
-    rest = count_macs(model, groups.inputs) - float(cost(full)[0])
+    rest = count_macs(model, groups.inputs) / samples - float(cost(full)[0])
     return _network_cost(model, groups.prunable, factors, rest)
 
 
 def _uses_of_weights(model: nn.Module, inputs: Inputs) -> dict[str, float]:
     """How often one forward pass uses each value of a layer's weight."""
     uses: dict[str, float] = defaultdict(float)
+    known = {id(parameter): name for name, parameter in model.named_parameters()}  # a shared one by its first name
 
     def convolution(name: str, transposed: bool) -> Any:  # noqa: ANN401
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             positions = args[0] if transposed else output
-            uses[f"{name}.weight"] += positions.numel() / positions.shape[-1 - len(module.kernel_size)]  # type: ignore[arg-type]
+            uses[known[id(module.weight)]] += positions.numel() / positions.shape[-1 - len(module.kernel_size)]  # type: ignore[arg-type]
 
         return hook
 
     def linear(name: str) -> Any:  # noqa: ANN401
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            uses[f"{name}.weight"] += output.numel() / output.shape[-1]
+            uses[known[id(module.weight)]] += output.numel() / output.shape[-1]
 
         return hook
 

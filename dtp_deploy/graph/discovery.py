@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,8 @@ def find_groups(model: nn.Module, inputs: Tensor | Inputs) -> Groups:
     names = {id(module): name for name, module in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
     graph, raw_groups = _dependencies(traced, inputs)
-    groups = [_GroupReader(graph, raw, names).read() for raw in raw_groups]
+    shared = _shared_parameters(traced)
+    groups = [_GroupReader(graph, raw, names, shared).read() for raw in raw_groups]
     if not groups:
         raise GraphError(
             f"{type(model).__name__} has nothing to prune: no convolution or linear layer was found whose output "
@@ -56,6 +57,12 @@ def find_groups(model: nn.Module, inputs: Tensor | Inputs) -> Groups:
     assert len({group.name for group in groups}) == len(groups), [group.name for group in groups]
     order = {name: place for place, name in enumerate(names.values())}
     return Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """Parameters that several layers hold: slicing one would untie them, and they need not agree on what to keep."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter for parameter, count in holders.items() if count > 1}
 
 
 def _dependencies(model: nn.Module, inputs: Inputs) -> tuple[Any, list[Any]]:
@@ -111,8 +118,8 @@ class _Site:
 class _GroupReader:
     """Turns one raw group into a `ChannelGroup`."""
 
-    def __init__(self, graph: Any, raw: Any, names: dict[int, str]) -> None:  # noqa: ANN401
-        self.graph, self.raw, self.names = graph, raw, names
+    def __init__(self, graph: Any, raw: Any, names: dict[int, str], shared: set[int]) -> None:  # noqa: ANN401
+        self.graph, self.raw, self.names, self.shared = graph, raw, names, shared
         self.root: nn.Module = raw[0].dep.target.module
         self.indices: list[int] = list(raw[0].idxs)  # of the root layer's channels that are in this group
         self.channel_of_index = {index: channel for channel, index in enumerate(self.indices)}
@@ -163,6 +170,8 @@ class _GroupReader:
                 frozen = frozen or f"{type(module).__name__} '{name}' normalises across its channels"
             elif not _is_known(module):
                 frozen = frozen or f"{type(module).__name__} '{name}' is not understood"
+            elif isinstance(module, nn.Module) and any(id(own) in self.shared for own in module.parameters(False)):
+                frozen = frozen or f"{type(module).__name__} '{name}' shares its weight with another layer"
             reads = self.graph.is_in_channel_pruning_fn(handler) and not self.graph.is_out_channel_pruning_fn(handler)
             dim = node.pruning_dim if isinstance(module, nn.Parameter) else 0
             site = sites.setdefault((id(module), reads), _Site(module, name, reads, dim))

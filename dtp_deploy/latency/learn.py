@@ -63,6 +63,8 @@ class LatencyTable:
 
     Attributes:
         cost: milliseconds as a function of the widths.
+        dense_ms: what the dense network took when the structures were measured. A limit is a share of this, so that
+            what `cost` is wrong by about the dense network does not matter.
         measured: layer signatures that were measured on the target, now or before.
         estimated: layer signatures whose time follows from the measured ones, as the time cap was reached.
         fit_error: largest relative error of `cost` on the structures that it was fitted to.
@@ -70,6 +72,7 @@ class LatencyTable:
     """
 
     cost: LatencyCost
+    dense_ms: float
     measured: int
     estimated: int
     fit_error: float
@@ -123,7 +126,7 @@ def learn_table(
     times = _measure_structures(probe, plans, cache, progress)
     bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
     cost, error = _fit(bases, layers, probe.groups, times, steps)
-    return LatencyTable(cost, len(tables), len(estimated), error, cache.problem)
+    return LatencyTable(cost, times[0][1], len(tables), len(estimated), error, cache.problem)
 
 
 def identify(target: TargetSpec) -> dict[str, Any]:
@@ -317,7 +320,7 @@ def _from_structures(
         around = [_from_work(layer.signature, inputs, outputs, which) for which in (_WEIGHTS, _TRAFFIC)]
         bases.append([*operations, *around])
     cost, error = _fit(bases, layers, probe.groups, times, (1, 1))
-    return LatencyTable(cost, 0, len({layer.signature for layer in layers}), error, cache.problem)
+    return LatencyTable(cost, times[0][1], 0, len({layer.signature for layer in layers}), error, cache.problem)
 
 
 def _structures(groups: Groups, fingerprint: str, steps: tuple[int, int], random: int) -> dict[str, PruningPlan]:

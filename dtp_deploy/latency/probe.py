@@ -5,7 +5,7 @@ The time of a network does not depend on the values of its weights, so a plan ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -33,6 +33,7 @@ class LatencyProbe:
         dense_onnx: the dense model's own file, ready to measure.
         batches: for the parity of every export.
         settings: of the measurements.
+        finish: what is done to a network before it is delivered.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class LatencyProbe:
         dense_onnx: Path,
         batches: Sequence[Arrays],
         settings: MeasureSettings,
+        finish: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
+        self.finish = finish
         self.model, self.groups, self.target, self.folder = model, groups, target, folder
         self.dense_onnx, self.batches, self.settings = dense_onnx, batches, settings
         self._files: dict[tuple[int, ...], Path] = {}
@@ -58,6 +61,12 @@ class LatencyProbe:
         widths = tuple(plan.widths().values())
         if widths not in self._files:
             path = self.folder / f"structure-{len(self._files)}.onnx"
-            deliver(remove_channels(self.model, plan), self.groups.inputs, path, self.batches, "structure")
+            deliver(
+                self.finish(remove_channels(self.model, plan)).eval(),
+                self.groups.inputs,
+                path,
+                self.batches,
+                "structure",
+            )
             self._files[widths] = path
         return self._files[widths]

@@ -166,7 +166,7 @@ def floor_units(
 ) -> list[int]:
     """Least units of every group: a share of its width at the uniform ratio, at least `least`, while the limit allows.
 
-    Where even that is too much, one unit each.
+    Where that is too much, fewer than `least`; where even that is, one unit each.
 
     >>> from dtp_deploy.cost import ChannelCount
     >>> groups = [ChannelGroup("a", 16, 1, ()), ChannelGroup("b", 6, 1, ())]
@@ -175,9 +175,10 @@ def floor_units(
     """
     units = torch.tensor([float(group.units) for group in groups], dtype=torch.float64)
     ratio = uniform_ratio(cost, units, limit)
-    wanted = [min(max(least, int(share * ratio * group.units)), group.units) for group in groups]
-    if float(cost(torch.tensor(wanted, dtype=torch.float64))[0]) <= limit:
-        return wanted
+    for fewest in range(least, 0, -1):
+        wanted = [min(max(fewest, int(share * ratio * group.units)), group.units) for group in groups]
+        if float(cost(torch.tensor(wanted, dtype=torch.float64))[0]) <= limit:
+            return wanted
     return [1] * len(groups)
 
 

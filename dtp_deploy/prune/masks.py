@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,6 +145,11 @@ class ChannelMasks:
         limit: float | None = None,
         preferred: Sequence[Sequence[int]] | None = None,
     ) -> None:
+        if budget.scope == "per-layer" and settings is not None and settings.solver == "sinkhorn-1":
+            raise UsageError(
+                "--solver sinkhorn-1 shares one budget among the layers; with --per-layer every layer has its own, and "
+                "is solved exactly. Leave one of the two out."
+            )
         if steps < 1:
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
@@ -155,12 +161,19 @@ class ChannelMasks:
         self.dense_cost = float(self.cost(self._units)[0])
         self.limit = budget.limit_for(self.dense_cost) if limit is None else limit
         self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
-        self.smallest_cost = float(self.cost(torch.ones_like(self._units))[0])
+        _check_unmasked(model)
+        smallest = [level.units[0] for level in self._allowed([1] * len(prunable))]
+        self.smallest_cost = float(self.cost(torch.tensor(smallest, dtype=torch.float64))[0])
         if self.smallest_cost > self.limit:
+            rounded = self.settings.round_to > 1
+            narrowest = "one channel in every layer that may be pruned"
+            if rounded:
+                narrowest = "the narrowest widths that --round-to allows"
             raise BudgetError(
-                f"{flag_of(budget.kind)} {budget} is a limit of {self.limit:.6g}, but one channel in every layer that may be "
-                f"pruned still costs {self.smallest_cost:.6g} of the dense {self.dense_cost:.6g}. "
-                f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10:g}% or more."
+                f"{flag_of(budget.kind)} {budget} is a limit of {self.limit:.6g}, but {narrowest} still "
+                f"cost{'' if rounded else 's'} {self.smallest_cost:.6g} of the dense {self.dense_cost:.6g}. "
+                f"Give {math.ceil(1000 * self.smallest_cost / self.dense_cost) / 10:g}% or more"
+                f"{', or a smaller --round-to' if rounded else ''}."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
         self.floors = floor_units(prunable, self.cost, self.limit, self.settings.floor_share, self.settings.floor_units)
@@ -266,7 +279,9 @@ class ChannelMasks:
             # Where it lags too far behind, and at the last step, the budget is caught up with at once.
             if self._step < self.steps and abs(result.marginal_error) <= _LARGEST_LAG:
                 return result
-        return solve_exact(problem, start)
+        result = solve_exact(problem, start)
+        # At the same ratio in every layer the floors are the budget, and they hold exactly.
+        return replace(result, marginal_error=0.0) if self.budget.scope == "per-layer" else result
 
     def _epsilon_for(self, problem: TransportProblem, wanted: float) -> float:
         """The epsilon that gives the wanted softness: followed from step to step, searched where that is not enough.
@@ -274,7 +289,7 @@ class ChannelMasks:
         Masks that are half decided have a softness in proportion to epsilon, so the last step says what this one needs.
         Exact softness matters at the end, where masks must be hard, and not on the way.
         """
-        if 0 < self._step < self.steps and self.settings.solver == "exact":
+        if 0 < self._step < self.steps:
             last = softness(self.result.masks)
             if last > 0 and 0.8 < wanted / last < 1.25:
                 return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
@@ -390,6 +405,16 @@ class ChannelMasks:
                 parameter = module._parameters.pop(name)
                 module.register_parameter(name, parameter)
         self._parametrised = []
+
+
+def _check_unmasked(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _ReaderMask):
+            layer = name.partition(".parametrizations.")[0]
+            raise UsageError(
+                f"{type(model).__name__} has masks already, on '{layer}'. Call harden() or detach() of its "
+                "ChannelMasks before you make others."
+            )
 
 
 def _put_on(

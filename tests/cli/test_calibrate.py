@@ -23,7 +23,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     def learn(model: object, inputs: tuple[torch.Tensor, ...], target: TargetSpec, **named: object) -> LatencyTable:
         given.extend([type(model).__name__, [tuple(each.shape) for each in inputs], target, named["time_cap_s"]])
-        return LatencyTable(LatencyCost([layer], [2], 0.0, (8, 16)), 3, 1, 0.025, problem="It could not be kept.")
+        return LatencyTable(LatencyCost([layer], [2], 0.0, (8, 16)), 2.0, 3, 1, 0.025, problem="It could not be kept.")
 
     monkeypatch.setattr("dtp_deploy.latency.calibrate", learn)
     return given

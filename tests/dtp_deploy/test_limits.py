@@ -56,8 +56,8 @@ def test_an_impossible_latency_is_refused_with_what_can_be_reached(bench: Workbe
     with pytest.raises(BudgetError) as refused:
         LatencyLimit(parse_budget("latency", "0.1%"), bench)
     assert str(refused.value).startswith(
-        "--latency 0.1% is below what can be reached on formula_targets:Formula: one channel in every layer that may be "
-        "pruned takes 0.0"
+        "--latency 0.1% is below what can be reached on formula_targets:Formula: one channel in every layer that may "
+        "be pruned takes 0.0"
     )
     least = int(str(refused.value).split("Give ")[1].split("% or more.")[0])
     LatencyLimit(parse_budget("latency", f"{least}%"), bench)

@@ -55,6 +55,7 @@ def probe_on(exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def make(name: str = "Formula", **options: object) -> LatencyProbe:
         probe = copy.copy(exported)
+        probe.model = copy.deepcopy(exported.model)  # two threads must not trace one and the same
         probe.target = TargetSpec(f"formula_targets:{name}", options)
         return probe
 

@@ -104,7 +104,7 @@ def _go_wrong() -> None:
     fault, log = os.environ.get("FORMULA_FAULT"), os.environ.get("FORMULA_LOG")
     if not (fault and log and Path(fault).exists()):
         return
-    how, number = Path(fault).read_text().split()
+    how, number = Path(fault).read_text().rsplit(maxsplit=1)
     if len(Path(log).read_text().splitlines()) < int(number):
         return
     match how:

@@ -153,8 +153,8 @@ def test_a_budget_below_one_unit_a_group():
     with pytest.raises(BudgetError) as caught:
         put_on(model, Budget("channels", 0.04, relative=True), steps=1)
     assert str(caught.value) == (
-        "--channels 4% is a limit of 2.4, but one channel in every layer that may be pruned still costs 3 of the dense "
-        "60. Give 5% or more."
+        "--channel-count 4% is a limit of 2.4, but one channel in every layer that may be pruned still costs 3 of the "
+        "dense 60. Give 5% or more."
     )
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     assert put_on(model, Budget("channels", 0.05, relative=True), steps=1).choose().widths() == {

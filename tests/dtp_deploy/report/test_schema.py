@@ -3,20 +3,46 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from dtp_deploy.budget import BudgetKind
 from dtp_deploy.errors import InputError
 from dtp_deploy.parity import ParityResult
 from dtp_deploy.report import Report, hide_home, read_report
 from dtp_deploy.report.privacy import find_private
-from dtp_deploy.report.schema import BudgetEntry, GroupEntry, LatencyEntry, ModelEntry, ParityEntry
+from dtp_deploy.report.schema import (
+    Basis,
+    BudgetEntry,
+    GroupEntry,
+    LatencyEntry,
+    LatencyRatioEntry,
+    ModelEntry,
+    ParityEntry,
+    PassEntry,
+    StageAccuracyEntry,
+    StageEntry,
+    TargetEntry,
+)
 
 SAMPLE = Path(__file__).parent / "sample_report.json"
+PARTS: tuple[type[BaseModel], ...] = (
+    Report,
+    TargetEntry,
+    BudgetEntry,
+    LatencyEntry,
+    ModelEntry,
+    GroupEntry,
+    ParityEntry,
+    PassEntry,
+    StageEntry,
+    StageAccuracyEntry,
+    LatencyRatioEntry,
+)
 
 positive = st.floats(min_value=1e-9, max_value=1e9)
 counts = st.integers(min_value=0, max_value=10**15)
@@ -156,6 +182,82 @@ def test_a_home_that_is_the_root_is_no_secret(monkeypatch: pytest.MonkeyPatch) -
 def test_a_host_name_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"environment\.hostname names a host"):
         sample(environment={"hostname": "workbench"})
+
+
+def call_host(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+
+
+def test_where_the_links_of_the_home_folder_lead_is_private_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "me").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for home in ("me", "disk"):
+        note = f"read {tmp_path}/{home}/x"
+        with pytest.raises(ValidationError, match=r"notes\.0 holds the home folder"):
+            sample(notes=[note])
+        assert hide_home(note) == "read ~/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("ssh to workbench failed", "ssh to (host) failed"),
+        ("Workbench:22, me@workbench.lab.example.", "(host):22, me@(host)."),
+        ("on workbench.", "on (host)."),
+    ],
+)
+def test_the_name_of_this_host_is_found_and_replaced(text: str, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call_host(monkeypatch, "workbench.lab.example")
+
+    with pytest.raises(ValidationError, match=r"notes\.0 holds the name of this host"):
+        sample(notes=[text])
+    assert sample(notes=[hide_home(text)]).notes == (hidden,)
+
+
+@pytest.mark.parametrize(
+    ("host", "note"),
+    [
+        ("workbench", "my-workbench, workbench-2, workbenches, workbench_x"),  # other words
+        ("vm", "a vm"),  # too short to be told from a word
+        ("2024", "in 2024"),
+        ("localhost", "localhost:80"),
+    ],
+)
+def test_what_does_not_name_this_host_stays(host: str, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call_host(monkeypatch, host)
+
+    assert sample(notes=[hide_home(note)]).notes == (note,)
+
+
+def test_keys_are_searched_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    call_host(monkeypatch, "workbench")
+    private = {"times": {"workbench": 1, f"{Path.home()}/x.jpg": 2}}
+
+    with pytest.raises(ValidationError, match=r"a key of settings\.times holds the name of this host"):
+        sample(settings=private)
+    with pytest.raises(ValidationError, match=r"a key of settings holds the home folder"):
+        sample(settings={str(Path.home()): 1})
+    assert sample(settings=hide_home(private)).settings == {"times": {"(host)": 1, "~/x.jpg": 2}}
+
+
+def test_a_host_that_is_called_as_a_part_of_the_report_does_not_spoil_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {*get_args(BudgetKind), *get_args(Basis), *(name for part in PARTS for name in part.model_fields)}
+    assert {"model", "latency", "measured", "unit"} <= words
+    for word in sorted(word for word in words if "_" not in word):  # which no host name holds
+        call_host(monkeypatch, word)
+        document = hide_home(json.loads(SAMPLE.read_text(encoding="utf-8")))
+        assert Report.model_validate(document) == read_report(SAMPLE), word
+
+
+def test_a_report_from_elsewhere_is_read_on_any_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(sample(notes=["the word workbench"]).to_json(), encoding="utf-8")
+    call_host(monkeypatch, "workbench")
+
+    assert read_report(path).notes == ("the word workbench",)
 
 
 def test_a_report_cannot_be_changed() -> None:
