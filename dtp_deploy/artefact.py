@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtp_deploy.errors import DtpError, InputError, StoppedError, TargetError, UsageError
+from dtp_deploy.errors import BudgetError, InputError, ParityError, TrainingError, UsageError
 
 if TYPE_CHECKING:  # the command line checks --out before it pays for PyTorch and pydantic
     from torch import nn
@@ -91,7 +91,7 @@ def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Itera
         _put_in_place(out, partial, place)
     except BaseException as error:
         # Where the answer would be the same again, nobody is told to go on.
-        hopeless = isinstance(error, DtpError) and not isinstance(error, StoppedError | TargetError)
+        hopeless = isinstance(error, BudgetError | ParityError | TrainingError)
         if _has_checkpoints(partial) and not hopeless:
             (partial / _LOCK).touch()  # it says that the folder is ours
             _clear(partial, {_LOCK, CHECKPOINTS})

@@ -155,7 +155,7 @@ class CompressConfig(BaseModel):
     augment: Literal["none", "shift", "shift-flip"] = _key("Training", "none", "What training images go through.")
     distill: bool = _key("Training", True, "Learn from the dense model's outputs too.")
     solver: Literal["exact", "sinkhorn-1"] = _key("Training", "exact", "Transport solver of the masks.")
-    round_to: int = _key("Training", 1, "Make widths multiples of this.", "N", ge=1)
+    round_to: int = _key("Training", 1, "Make widths multiples of this, or leave them as they are.", "N", ge=1)
     seed: int = _key("Training", 0, "Seed of everything random.", "N", ge=0)
     device: str | None = _key(
         "Training", None, "What to train on: cpu, cuda, cuda:1; a GPU where there is one, unless given.", "NAME", "cuda"

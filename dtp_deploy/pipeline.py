@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +33,7 @@ from dtp_deploy.artefact import (
 from dtp_deploy.budget import Budget, amount, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
 from dtp_deploy.entries import model_entry, pooled, versions
-from dtp_deploy.errors import BudgetError, TargetError, UsageError
+from dtp_deploy.errors import BudgetError, TargetError, TrainingError, UsageError
 from dtp_deploy.evaluate import evaluate_model
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import require_parity
@@ -61,6 +62,8 @@ from dtp_deploy.train.loop import check_model
 from dtp_deploy.train.sharding import ShardedStream
 
 _FINAL_ATTEMPTS = 3
+_RUN_AWAY = 1e12
+_NO_FASTER, _FEWER_MACS = 0.95, 0.8
 _CLOSE = 1.03
 """A latency up to this times its limit may be above it by noise: it is measured `_FINAL_ATTEMPTS` times at most."""
 
@@ -180,8 +183,8 @@ def compress(
         if entry.met is False:
             raise BudgetError(
                 f"{flag_of(entry.kind)} {entry.requested} was not met: {amount(entry.achieved or 0.0, entry.unit)} "
-                f"were reached, the limit is {amount(entry.limit, entry.unit)}. What was reached is in {out}; give a larger "
-                "budget."
+                f"were reached, the limit is {amount(entry.limit, entry.unit)}. What was reached is in {out}; give a "
+                "larger budget."
             )
     return report
 
@@ -393,6 +396,7 @@ class _Run:
     def _remove(self, masked: nn.Module, plan: PruningPlan) -> nn.Module:
         """The network without its channels, proven equal to the masked one, with BatchNorm statistics of its own."""
         masked.eval()
+        self._check_alive(masked)
         small = remove_channels(masked, plan)
         removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
         require_parity(removal)
@@ -402,6 +406,19 @@ class _Run:
         reestimate_batchnorm(small, (inputs for inputs, _ in islice(stream, settings.batchnorm_batches)))
         self._note("after hardening", lambda: evaluate_model(small, self.data, self.task))
         return small
+
+    def _check_alive(self, model: nn.Module) -> None:
+        """Raise where training ran away without the loss telling: nothing can be compared with such a model.
+
+        Raises:
+            TrainingError: outputs are not finite, or larger than any that the dense model's parity allows for.
+        """
+        for output in torch_callable(model)(self.batches[0]):
+            if not np.isfinite(output).all() or np.abs(output).max(initial=0.0) > _RUN_AWAY:
+                raise TrainingError(
+                    f"The network's outputs are as large as {np.abs(output).max():.3g} after the masks were learned: "
+                    f"training broke down. Lower --lr (now {self.settings.learning_rate:g})."
+                )
 
     def _measure(self) -> dict[str, LatencyReport]:
         """Dense and pruned, in turns. A latency within the noise above its limit is measured on, and all samples count:
@@ -483,10 +500,21 @@ class _Run:
         )
         return Report.model_validate(entries)
 
+    def _is_no_faster(self) -> bool:
+        ratio = self.latencies["pruned"].p50_ms / self.latencies["dense"].p50_ms
+        return ratio > _NO_FASTER and self.pruned.macs < _FEWER_MACS * self.dense.macs
+
     def _notes(self) -> list[str]:
         notes = [*self.notes, *self.data.notes, *self.limits.notes, *self.deviations]
         if not self.data.labelled:
             notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
+        notes = list(dict.fromkeys(notes))
+        if self._is_no_faster():
+            notes.append(
+                "The pruned model is hardly faster than the dense one on this target, although it computes less. A "
+                "small model is mostly overhead, and odd widths leave a runtime's vector units idle: give a "
+                "latency budget, which measures, or --round-to 8 or 16."
+            )
         if is_predicted(self.latencies["pruned"]):
             notes.append(
                 f"Latency is predicted, not measured: no {self.target.name} was at hand. Measure {MODEL_ONNX} there "

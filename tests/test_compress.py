@@ -270,3 +270,34 @@ def test_a_budget_that_rounding_forbids_is_refused_before_training(
     ):
         compress(dense, data=data, budget=parse_budget("macs", "5%"), out=tmp_path / "out", settings=settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_runs_away_is_named_as_such(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    settings = Settings(epochs=1, learning_rate=1e9)
+    with pytest.raises(TrainingError, match=r"training broke down\. Lower --lr \(now 1e\+09\)\."):
+        compress(dense, data=data, budget=Budget("macs", 0.5, True), out=tmp_path / "out", settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_share_a_weight_keep_their_channels(data: Dataset, tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 8, 3)
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.b.weight = self.a.weight
+            self.wide = nn.Conv2d(8, 32, 3)
+            self.head = nn.Linear(32 * 16, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.b(self.a(self.first(x).relu()).relu()).relu()
+            return self.head(self.wide(x).relu().flatten(1))
+
+    torch.manual_seed(0)
+    report = compress(
+        Tied(), data=data, budget=parse_budget("macs", "60%"), out=tmp_path / "out", settings=Settings(epochs=1)
+    )
+    kept = {group.name: group.frozen_because for group in report.groups}
+    assert kept["first"] == "Conv2d 'a' shares its weight with another layer"
+    assert kept["wide"] is None
+    assert report.budget.met is True

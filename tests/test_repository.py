@@ -173,6 +173,41 @@ def test_ci_calls_make_test_and_nothing_else() -> None:
     assert [line for line in script.read_text().splitlines() if "make" in line] == ["exec make test"]
 
 
+@pytest.mark.parametrize(
+    ("has_sshd", "user", "apt_get", "calls"),
+    [
+        (True, 0, 0, []),
+        (False, 1000, 0, []),
+        (False, 0, None, []),
+        (False, 0, 0, ["update", "install --yes --no-install-recommends openssh-server"]),
+        (False, 0, 100, ["update"]),
+    ],
+    ids=["there already", "not root", "no apt-get", "installed", "no package"],
+)
+def test_ci_tries_to_install_sshd_and_tests_in_any_case(
+    has_sshd: bool, user: int, apt_get: int | None, calls: list[str], tmp_path: Path
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "timeout"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    scripts = {"id": f"echo {user}", "make": 'echo "make $*"'}
+    if has_sshd:
+        scripts["sshd"] = "exit 1"
+    if apt_get is not None:
+        scripts["apt-get"] = f'echo "$*" >>{tmp_path}/calls; exit {apt_get}'
+    for name, line in scripts.items():
+        (programs / name).write_text(f"#!{programs}/bash\n{line}\n")
+        (programs / name).chmod(0o755)
+
+    result = run(str(ROOT / ".ci/run"), PATH=str(programs))
+
+    assert (result.returncode, result.stdout) == (0, "make test\n"), result.stderr
+    assert ((tmp_path / "calls").read_text().splitlines() if calls else []) == calls
+    assert (tmp_path / "calls").exists() == bool(calls)
+    assert ("could not be installed" in result.stderr) == (apt_get == 100)
+
+
 def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     pretend = "import sys; code = sys.argv[1]; sys.version_info = (3, 9, 2); exec(code)"
@@ -202,15 +237,98 @@ def test_readme_names_every_exit_code() -> None:
     assert documented == codes | {0, 1, 143}
 
 
-def test_readme_names_every_option_of_compress() -> None:
-    import typer
+def compress_flags() -> dict[str, str]:
+    """Every flag of ``compress``, as its help shows it, with what it takes; empty for a switch."""
+    from dtp_deploy_cli.reference import help_text
 
-    from dtp_deploy_cli.main import app
+    lines = re.findall(r"^  (--\S+)(?: / (--no-\S+)| (\S+))?(?:  |$)", help_text("compress"), re.MULTILINE)
+    flags = {flag: takes.strip("<>") for flag, _, takes in lines} | {off: "" for _, off, _ in lines if off}
+    return {flag: takes for flag, takes in flags.items() if flag != "--help"}
 
-    command = typer.main.get_group(app).commands["compress"]
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    documented = set(re.findall(r"--[a-z-]+", README))
-    assert {option for option in options if option.startswith("--")} - {"--help"} <= documented
+
+def documented_flags(text: str) -> dict[str, str]:
+    """The same from the README: its table, where a flag shares the next one's value, and the list of switches."""
+    flags: dict[str, str] = {}
+    for cell in re.findall(r"^\| ((?:`--[^`]+`(?:, )?)+) \|", text, re.MULTILINE):
+        takes = ""
+        for span in reversed(re.findall(r"`([^`]+)`", cell)):
+            flag, _, own = span.partition(" ")
+            takes = own.replace("\\|", "|") or takes
+            assert flag not in flags, f"{flag} stands twice in the table"
+            flags[flag] = takes
+    (off,) = re.findall(r"an option switches off: ([^.]+)\.", text)
+    return flags | dict.fromkeys(re.findall(r"`(--no-[a-z-]+)`", off), "")
+
+
+def test_readme_names_the_options_of_compress_and_no_others() -> None:
+    assert documented_flags(README) == compress_flags()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("`--lr RATE`, ", ""), ("`--lr RATE`", "`--rate RATE`"), ("`--lr RATE`", "`--lr N`"), ("`--no-json`, ", "")],
+)
+def test_a_wrong_option_in_the_readme_is_seen(wrong: str, right: str) -> None:
+    assert wrong in README
+    assert documented_flags(README.replace(wrong, right)) != compress_flags()
+
+
+def test_readme_says_every_kind_of_data_and_the_defaults_that_it_names() -> None:
+    from dtp_deploy.config import CompressConfig
+
+    rows = dict(re.findall(r"^\| `--(\S+?)[ `][^|]*\| (.+) \|$", README, re.MULTILINE))
+    kinds = re.findall(r"^\| (.+?) \| (?:yes|no|as you like) \|", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
+    named = {word for kind in kinds for word in re.findall(r"`([a-z.:-]+)`", kind)} - {"data.npz"}
+    assert named == {"digits", "fashion-mnist", "synthetic", "pkg.module:factory"}
+    assert all(f"`{word}`" in rows["data"] for word in named)
+    assert ".npz" in rows["data"]
+    assert "on by default" in rows["distill"]
+    assert CompressConfig().distill
+
+
+def test_every_flag_that_a_page_names_is_one_of_a_command() -> None:
+    known = set(re.findall(r"--[a-z][a-z-]*", (ROOT / "docs/cli.md").read_text()))
+    for page in (ROOT / "README.md", ROOT / "docs/method.md", ROOT / "docs/data.md", ROOT / "docs/models.md"):
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text())) <= known, page.name
+
+
+def test_contributing_lists_the_layers_of_the_import_rules() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "upwards"]
+    assert documented_layers((ROOT / "CONTRIBUTING.md").read_text()) == layers_as_written(layers)
+
+
+def documented_layers(text: str) -> list[str]:
+    (block,) = re.findall(r"never what is above:\n\n((?: {4}.+\n)+)", text)
+    return [line.strip() for line in block.splitlines()]
+
+
+def layers_as_written(layers: list[str]) -> list[str]:
+    """As CONTRIBUTING writes them: optional or not, a bar between those that are independent, else a comma."""
+    return [re.sub(r"[()]", "", layer).replace(" : ", ", ") for layer in layers]
+
+
+def test_a_layer_that_is_missing_in_contributing_is_seen() -> None:
+    text = "never what is above:\n\n    a | b\n    c, d\n"
+    assert documented_layers(text) == layers_as_written(["(a) | b", "c : d"])
+    assert documented_layers(text) != layers_as_written(["(a) : b", "c : d"])
+    assert documented_layers(text) != layers_as_written(["(a) | b", "e", "c : d"])
+
+
+def test_contributing_builds_an_image_as_its_file_says() -> None:
+    commands = re.findall(
+        r"^ {4}(docker build \S+ (\S+) .+?) && ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    assert [dockerfile for _, dockerfile in commands] == ["docker/cpu.Dockerfile"]
+    assert all(f"#   {command}\n" in (ROOT / dockerfile).read_text() for command, dockerfile in commands)
+
+
+def test_the_loop_in_the_docstring_of_the_masks_is_that_of_the_readme() -> None:
+    from dtp_deploy.prune import masks
+
+    (readme,) = re.findall(r"^for x, y in batches:\n((?: {4}.+\n)+)", README, re.MULTILINE)
+    (docstring,) = re.findall(r"for x, y in batches:.*\n((?: {8}.+\n)+)", masks.__doc__ or "")
+    assert [line.strip() for line in docstring.splitlines()] == [line.strip() for line in readme.splitlines()]
 
 
 def test_readme_loop_runs_and_keeps_its_budget() -> None:
@@ -229,7 +347,11 @@ def test_readme_loop_runs_and_keeps_its_budget() -> None:
     assert names["small"](torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("document", sorted(DOCUMENTS))
 def test_links_between_files_lead_somewhere(document: str) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []

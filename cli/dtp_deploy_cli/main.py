@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_args
 
 import typer
 
-from dtp_deploy.errors import DtpError, StoppedError
+from dtp_deploy.budget import BudgetKind, flag_of
+from dtp_deploy.errors import DtpError, StoppedError, UsageError
 from dtp_deploy_cli.calibrate import calibrate
 from dtp_deploy_cli.compress import compress
 from dtp_deploy_cli.import_measurement import import_measurement
@@ -69,6 +70,7 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_repeated_budgets(sys.argv[1:])
         code = app(prog_name="dtp-deploy", standalone_mode=False)
     except StoppedError as error:
         code = 128 + error.signum
@@ -85,6 +87,18 @@ def main() -> NoReturn:
     if code == EXIT_INTERRUPTED:  # typer turns most interrupts into this code itself
         _fail("interrupted.", code)
     sys.exit(code or 0)
+
+
+def _refuse_repeated_budgets(arguments: list[str]) -> None:
+    """A limit given twice would silently be the last one.
+
+    Raises:
+        UsageError: a budget's flag stands twice.
+    """
+    for kind in get_args(BudgetKind):
+        flag = flag_of(kind)
+        if sum(argument == flag or argument.startswith(f"{flag}=") for argument in arguments) > 1:
+            raise UsageError(f"{flag} is given twice. Give each budget once.")
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,9 +2,9 @@
 
     masks = ChannelMasks(model, groups, budget, steps=1000)
     for x, y in batches:                       # 1000 of them
+        optimizer.zero_grad()
         loss_function(model(x), y).backward()
         optimizer.step()
-        optimizer.zero_grad()
         masks.step()
     plan = masks.harden()
     small = remove_channels(model, plan)

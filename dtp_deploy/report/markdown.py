@@ -39,7 +39,7 @@ def render_markdown(report: Report) -> str:
         *_section("Latency", _latency(report)),
         *_section(
             "Accuracy along the run",
-            _table(("stage", "top-1 (points)"), [(s.stage, points(s.accuracy)) for s in report.accuracy_stages]),
+            _table(("stage", "accuracy (points)"), [(s.stage, points(s.accuracy)) for s in report.accuracy_stages]),
         ),
         *_section(
             "Channel groups",

@@ -197,3 +197,16 @@ def test_a_model_on_half_precision_weights_keeps_its_dtype():
     masks.harden()
     assert isinstance(model[3].weight, nn.Parameter)
     assert model[3].weight.dtype == torch.bfloat16
+
+
+def test_one_iteration_a_step_makes_no_sense_where_every_layer_has_its_own_budget():
+    budget = Budget("channels", 0.5, relative=True, scope="per-layer")
+    with pytest.raises(UsageError, match=r"--solver sinkhorn-1 shares one budget among the layers; with --per-layer"):
+        put_on(network(), budget, steps=1, solver="sinkhorn-1")
+
+
+def test_a_model_that_has_masks_takes_no_others():
+    model = network()
+    put_on(model, HALF, steps=1)
+    with pytest.raises(UsageError, match=r" has masks already, on '.*'\. Call harden\(\) or detach\(\)"):
+        ChannelMasks(model, groups_of(network()), HALF, steps=1)

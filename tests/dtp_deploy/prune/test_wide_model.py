@@ -103,8 +103,8 @@ def test_a_larger_limit_keeps_more_of_the_same_order(wide):
 def test_widths_that_are_rounded_too_coarsely_for_the_budget(wide):
     with pytest.raises(BudgetError) as caught:
         choose(wide, Budget("macs", 0.02, relative=True), round_to=32)
-    assert str(caught.value).startswith("The smallest widths allowed cost ")
-    assert str(caught.value).endswith("Give a larger budget, or a smaller --round-to.")
+    assert "but the narrowest widths that --round-to allows still cost " in str(caught.value)
+    assert str(caught.value).endswith("% or more, or a smaller --round-to.")
 
 
 def test_a_budget_below_one_channel_everywhere_is_refused_before_anything_happens(wide):
@@ -113,7 +113,7 @@ def test_a_budget_below_one_channel_everywhere_is_refused_before_anything_happen
     with pytest.raises(BudgetError) as caught:
         ChannelMasks(model, groups, Budget("params", 100.0), steps=1)
     assert str(caught.value) == (
-        "--params 100 parameters is a limit of 100, but one channel in every layer that may be pruned still costs "
+        "--params 100 is a limit of 100, but one channel in every layer that may be pruned still costs "
         f"{masks_smallest(wide):.6g} of the dense {count_parameters(model):.6g}. Give 0.1% or more."
     )
     assert list(model.state_dict()) == names
