@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -287,6 +287,7 @@ class _Run:
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
             plan = self.plan if self.pruned_by is None else compose(self.pruned_by, self.plan)
+            plan = replace(plan, preprocessing=self.data.preprocessing)
             (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
             if self.pickled:
                 save_module(small, folder / MODULE)

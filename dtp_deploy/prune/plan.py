@@ -43,12 +43,14 @@ class PruningPlan:
         tensors: tensor name -> dimension -> kept indices, ascending. Removal needs nothing but this.
         fingerprint: of the dense model's tensor names and shapes, see `fingerprint_of`.
         chain: where several plans were composed, the fingerprint of each model between the dense one and the last.
+        preprocessing: what makes the model's inputs of pictures; plain values, {} if nothing is known.
     """
 
     groups: tuple[GroupChoice, ...]
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
     fingerprint: str
     chain: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
@@ -73,6 +75,7 @@ class PruningPlan:
                 "schema_version": SCHEMA_VERSION,
                 "fingerprint": self.fingerprint,
                 "chain": list(self.chain),
+                "preprocessing": dict(self.preprocessing),
                 "groups": [
                     {
                         "name": group.name,
@@ -121,6 +124,7 @@ class PruningPlan:
                 },
                 fingerprint=str(raw["fingerprint"]),
                 chain=tuple(str(fingerprint) for fingerprint in raw.get("chain", ())),
+                preprocessing=dict(raw.get("preprocessing", {})),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -151,6 +155,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         tensors=tensors,
         fingerprint=first.fingerprint,
         chain=(*first.chain, second.fingerprint, *second.chain),
+        preprocessing=second.preprocessing or first.preprocessing,
     )
 
 

@@ -46,6 +46,7 @@ class TensorRtTarget(Target):
 
     name = "tensorrt"
     summary = "An NVIDIA GPU of this machine, by TensorRT"
+    build_is_slow = True
 
     def __init__(
         self, *, precision: str = "fp16", device: int = 0, workspace_mib: int = 0, optimization_level: int = 3

@@ -31,6 +31,7 @@ class TensorRtRtxTarget(Target):
 
     name = "tensorrt-rtx"
     summary = "An NVIDIA RTX GPU, by TensorRT for RTX (builds without a GPU too)"
+    build_is_slow = True
 
     def __init__(self, *, precision: str = "fp16", device: int = 0) -> None:
         check_options(self.name, precision, device)
