@@ -5,6 +5,7 @@ A run writes into ``DIR.partial`` and renames that to ``DIR`` as its last act. H
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -72,6 +73,7 @@ def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Itera
     Raises:
         UsageError: as `check_output`; or another run is writing there; or there are checkpoints and neither `force`
             nor `resume`, or `resume` and no checkpoints; or the file system refuses.
+        InputError: the disk is full.
     """
     check_output(out, force)
     place = out.resolve()
@@ -85,10 +87,6 @@ def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Itera
         raise
     try:
         yield partial
-        (partial / _LOCK).unlink()
-        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
-        check_output(out, force)  # a run is long enough for somebody else to have written there
-        _put_in_place(out, partial, place)
     except BaseException as error:
         # Where the answer would be the same again, nobody is told to go on.
         hopeless = isinstance(error, BudgetError | ParityError | TrainingError)
@@ -98,17 +96,51 @@ def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Itera
         else:
             shutil.rmtree(partial, ignore_errors=True)
             _remove_empty(made)
+        os.close(lock)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = f"go on with --resume {out}" if _has_checkpoints(partial) else "run the same command again"
+            raise InputError(f"{partial} cannot be written ({error.strerror}). Make room, and {remedy}.") from error
         raise
+    # From here on everything is there, and whatever happens it stays: in DIR, or in DIR.partial with its checkpoints.
+    try:
+        check_output(out, force)  # a run is long enough for somebody else to have written there
+        _sync(partial)
+        _put_in_place(out, partial, place)
+        shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+        (place / _LOCK).unlink()
+    except UsageError as error:
+        raise UsageError(f"{error} What this run made is complete in {partial}.") from error
     finally:
         os.close(lock)
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write ``report.json`` and ``report.md`` into `directory`."""
+    """Write ``report.json`` and ``report.md`` into `directory`; an earlier report there is replaced, or stays whole.
+
+    Raises:
+        InputError: they cannot be written.
+    """
     from dtp_deploy.report import render_markdown
 
-    (directory / REPORT_JSON).write_text(report.to_json(), encoding="utf-8")
-    (directory / REPORT_MARKDOWN).write_text(render_markdown(report), encoding="utf-8")
+    texts = {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: render_markdown(report)}
+    partials = {name: directory / f".{name}.{os.getpid()}.partial" for name in texts}
+    try:
+        for name, text in texts.items():
+            with partials[name].open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, partial in partials.items():
+            partial.replace(directory / name)
+    except OSError as error:
+        raise InputError(
+            f"The report in {directory} cannot be written ({error.strerror}). Free some space there, and see that you "
+            "may write; what was there is as it was."
+        ) from error
+    finally:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -177,7 +209,7 @@ def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: P
         RuntimeError,
     ) as error:  # it names a tensor or index that is not there
         raise InputError(f"{plan_path} is damaged ({cause(error)}). {_REMEDY}") from error
-    _load_weights(model, weights_path)
+    _load_weights(model, weights_path, plan.weights_sha256)
     return model.eval()
 
 
@@ -311,13 +343,26 @@ def _put_in_place(out: Path, partial: Path, place: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _sync(folder: Path) -> None:
+    """Have every file of a folder on the disk before anything says that it is complete."""
+    for path in [*(file for file in folder.iterdir() if file.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
+    """Put the weights of a file onto a model. `sha256` is that of the file as it was written; "" if nobody knows."""
+    import hashlib
+
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -331,6 +376,8 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{path} does not belong to the {PLAN} beside it ({_last_line(error)}). {_REMEDY}") from None
+    if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise InputError(f"{path} is not as it was written: its SHA-256 is not the one in {PLAN}. {_REMEDY}")
 
 
 def _last_line(error: Exception) -> str:

@@ -62,9 +62,10 @@ class CheckpointFolder:
             _sync_folder(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
+            earlier = "The checkpoints before it are kept. Make room, and go on with --resume."
             raise InputError(
                 f"A checkpoint of {len(content) / 1e6:.1f} MB could not be written to {self.folder} "
-                f"({error.strerror}). The checkpoints before it are kept. Make room, and go on with --resume."
+                f"({error.strerror}). {earlier if self._files() else 'Make room, and start again.'}"
             ) from error
         for old in self._files()[:-_KEPT]:
             old.unlink(missing_ok=True)
@@ -133,6 +134,23 @@ class Keeper:
         self.folder.save({"identity": self.identity, "origin": self.origin, **state}, step)
         self._saved_at = time.monotonic()
 
+    def stop_if_asked(self, step: int, total: int) -> None:
+        """Leave if the process was asked to stop after the last step; everything is saved.
+
+        Raises:
+            StoppedError: it was.
+        """
+        signum = self.interruption.signum
+        if any_rank(signum is not None):
+            raise self._stopped(signum or signal.SIGTERM, step, total)
+
+    def _stopped(self, signum: int, step: int, total: int) -> StoppedError:
+        return StoppedError(
+            f"Stopped by {signal.Signals(signum).name} at step {step} of {total}; everything is saved. "
+            f"Go on with: dtp-deploy compress --resume {self.out}",
+            signum,
+        )
+
     def after_step(self, step: int, total: int, make_state: Callable[[], dict[str, Any]]) -> None:
         """Write a checkpoint if it is time, or if the process was asked to stop; then leave.
 
@@ -147,11 +165,7 @@ class Keeper:
         if rank() == 0:
             self.save(step, make_state())
         if signum is not None:
-            raise StoppedError(
-                f"Stopped by {signal.Signals(signum).name} at step {step} of {total}; everything is saved. "
-                f"Go on with: dtp-deploy compress --resume {self.out}",
-                signum,
-            )
+            raise self._stopped(signum, step, total)
 
 
 def read_origin(out: Path) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from dtp_deploy.artefact import REPORT_JSON, write_report
 from dtp_deploy.budget import Budget, amount, flag_of
@@ -10,30 +13,39 @@ from dtp_deploy.errors import BudgetError, InputError
 from dtp_deploy.profile.measure import LatencyReport, median_ratio
 from dtp_deploy.report import Report, hide_home, read_report
 from dtp_deploy.report.schema import BudgetEntry, LatencyEntry
-from dtp_deploy.target import TargetSpec, find_target
+from dtp_deploy.target import ImportedMeasurement, Option, TargetSpec, find_target
+
+_WITHOUT_DENSE = "Latency was measured elsewhere and imported; the dense model was not measured there."
+_WITH_DENSE = "Latency of both models was measured elsewhere, in turns, and imported."
+_NOT_VERIFIED = "The imported result does not say what was measured: model and options could not be verified."
+_NOTES = (_WITHOUT_DENSE, _WITH_DENSE, _NOT_VERIFIED)
 
 
-def import_measurement(directory: Path, result: Path) -> Report:
+def import_measurement(directory: Path, result: Path, force: bool = False) -> Report:
     """Put a measurement into the report of a predicted run, which is written anew.
 
     Args:
         directory: what `compress` wrote.
         result: what the device sent back; see `Target.read_measurement`.
+        force: replace a latency that was measured already.
 
     Returns:
         The new report.
 
     Raises:
-        InputError: one of the two cannot be used, or the result is of another model.
+        InputError: one of the two cannot be used; the result is of another model, board or precision; the report's
+            latency is measured already, and `force` is not set; or the report cannot be written.
         BudgetError: by this measurement the budget is not met; the report says so, too.
     """
     report = read_report(directory / REPORT_JSON)
-    measured = find_target(TargetSpec(report.target.name)).read_measurement(result)
-    if measured.sha256 is not None and measured.sha256 != report.onnx_sha256:
+    if report.pruned.latency is not None and not force:
         raise InputError(
-            f"{result} is of another model: it was measured on {measured.sha256[:12]}..., and {directory} delivers "
-            f"{report.onnx_sha256[:12]}.... Measure the model.onnx of this folder."
+            f"The latency in {directory / REPORT_JSON} is measured already. Give --force to put another measurement in "
+            "its place."
         )
+    measured = find_target(_spec(report)).read_measurement(result)
+    _check_model(directory, result, "model.onnx", measured.sha256, report.onnx_sha256)
+    _check_model(directory, result, "dense.onnx", measured.dense_sha256, report.dense_onnx_sha256)
     pruned = LatencyReport.from_blocks(measured.blocks_ms)
     dense = LatencyReport.from_blocks(measured.dense_blocks_ms) if measured.dense_blocks_ms else None
     entries = [_completed(entry, pruned, dense) for entry in (report.budget, *report.further_budgets)]
@@ -53,8 +65,8 @@ def import_measurement(directory: Path, result: Path) -> Report:
                 update={"latency": LatencyEntry.model_validate(dense) if dense is not None else None}
             ),
             "latency_ratio": median_ratio(pruned, dense) if dense is not None else None,
-            "environment": report.environment | {"measured_elsewhere": hide_home(dict(measured.environment))},
-            "notes": (*(note for note in report.notes if "predicted, not measured" not in note), _note(dense)),
+            "environment": _environment(report.environment, hide_home(dict(measured.environment))),
+            "notes": (*(note for note in report.notes if not _is_outdated(note)), *_notes(measured)),
         }
     )
     completed = Report.model_validate(changed.model_dump())
@@ -84,7 +96,41 @@ def _completed(entry: BudgetEntry, pruned: LatencyReport, dense: LatencyReport |
     return entry.model_copy(update={"limit": limit, "achieved": pruned.p50_ms, "met": met, "basis": "measured"})
 
 
-def _note(dense: LatencyReport | None) -> str:
-    if dense is None:
-        return "Latency was measured elsewhere and imported; the dense model was not measured there."
-    return "Latency of both models was measured elsewhere, in turns, and imported."
+def _spec(report: Report) -> TargetSpec:
+    """The target that the run was for, with the options it had.
+
+    Raises:
+        InputError: an option is none that a target can have.
+    """
+    options: dict[str, Option] = {}
+    for name, value in report.target.options.items():
+        if not isinstance(value, str | int | float | bool):
+            raise InputError(f"The report's target has the option {name}={value!r}. Give a report as it was written.")
+        options[name] = value
+    return TargetSpec(report.target.name, options)
+
+
+def _check_model(directory: Path, result: Path, name: str, measured: str | None, delivered: str | None) -> None:
+    if measured is not None and delivered is not None and measured != delivered:
+        raise InputError(
+            f"{result} is of another model: it was measured on {measured[:12]}..., and {directory} delivers "
+            f"{delivered[:12]}.... Measure the {name} of this folder."
+        )
+
+
+def _environment(before: Mapping[str, JsonValue], measured: JsonValue) -> dict[str, JsonValue]:
+    """What the prediction rested on is kept under its own name: a limit may still rest on it."""
+    predicted = {name: before[name] for name in ("device", "assumptions") if name in before}
+    if before.get("basis") != "predicted":
+        return {**before, "measured_elsewhere": measured}
+    others = {name: value for name, value in before.items() if name not in predicted}
+    return {**others, "basis": "measured", "prediction": predicted, "measured_elsewhere": measured}
+
+
+def _is_outdated(note: str) -> bool:
+    return "predicted, not measured" in note or note in _NOTES
+
+
+def _notes(measured: ImportedMeasurement) -> tuple[str, ...]:
+    first = _WITHOUT_DENSE if measured.dense_blocks_ms is None else _WITH_DENSE
+    return (first,) if measured.sha256 is not None else (first, _NOT_VERIFIED)

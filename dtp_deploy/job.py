@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from dtp_deploy.artefact import load_pruned, read_plan
-from dtp_deploy.budget import Budget
+from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.config import CompressConfig
-from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.errors import BudgetError, InputError, UsageError
+from dtp_deploy.latency.timing import can_measure
 from dtp_deploy.loading import (
     CheckpointInfo,
     InputSpec,
@@ -31,13 +32,14 @@ from dtp_deploy.loading import (
 from dtp_deploy.loading.inputs import arrange_inputs
 from dtp_deploy.loading.preprocessing import Preprocessing
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.loading.wording import cause, shape_text
+from dtp_deploy.loading.wording import cause, kind_text
 from dtp_deploy.modules import Inputs
-from dtp_deploy.order import Order
+from dtp_deploy.order import HALF, Order
 from dtp_deploy.pipeline import compress
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import MaskSettings, PruningPlan
+from dtp_deploy.reach import why_not_predicted
 from dtp_deploy.report import Report
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings
@@ -83,11 +85,29 @@ class Job:
         """What the pruned model may cost."""
         return self.order.budgets
 
+    @property
+    def input_names(self) -> list[str] | None:
+        """How the inputs are called; None where they have no names."""
+        return [spec.name for spec in self.specs if spec.name is not None] or None
+
     def run(self, progress: Progress = SILENT, measuring: MeasureSettings | None = None) -> Report:
         """Prune, fine-tune, deliver, report: see `dtp_deploy.compress`, which raises what this raises."""
+        try:
+            return self._run(progress, measuring)
+        except BudgetError as error:
+            if not self.order.budget_is_default:
+                raise
+            (budget,) = self.budgets
+            flag = flag_of(budget.kind)
+            others = ", or --macs 50%" if budget.kind == "latency" else ""
+            raise BudgetError(
+                f"{error} {flag} {budget} is the default, because no budget was typed: type {flag} with what can be "
+                f"reached{others}."
+            ) from error
+
+    def _run(self, progress: Progress, measuring: MeasureSettings | None) -> Report:
         order, config = self.order, self.order.config
         images = len(self.specs) == 1 and self.specs[0].dtype == "float32"
-        names = [spec.name for spec in self.specs if spec.name is not None]
         return compress(
             self.model,
             data=self.data,
@@ -97,7 +117,7 @@ class Job:
             # One input is taken from the data, which show the parity of engines better than random numbers do.
             input_shape=self.specs[0].shape if images else None,
             inputs=None if images else self.inputs,
-            input_names=names or None,
+            input_names=self.input_names,
             task=self.task,
             settings=self.settings,
             finish=self.finish if config.finish is not None else None,
@@ -165,10 +185,15 @@ def resolve(order: Order) -> Job:
     if not given and loaded.suggested_input_shapes is not None:
         given = tuple(InputSpec(None, shape) for shape in loaded.suggested_input_shapes)
         notes.append(f"The input, {' and '.join(map(str, given))}, is the one that the model's configuration names.")
+    if not given and config.data in (None, "synthetic"):
+        raise UsageError(
+            "No --input is given, and the model's configuration names none. Give --input 1x3x224x224, say."
+        )
     specs = arrange_inputs(model, given) if given else ()
     data = load_data(
         config.data,
         preprocessing=_preprocessing(config, loaded.suggested_preprocessing, specs),
+        options=[name for name in _PREPROCESSING_KEYS if getattr(config, name) is not None],
         input_shapes=[spec.shape for spec in specs] or None,
         val_split=config.val_split,
         seed=config.seed,
@@ -181,7 +206,24 @@ def resolve(order: Order) -> Job:
     _check_types(specs, config)
     inputs = example_inputs(model, specs, config.seed)
     task = _task(config, data)
-    return Job(order, loaded, model, pruned_by, data, task, specs, inputs, settings, tuple(notes))
+    job = Job(order, loaded, model, pruned_by, data, task, specs, inputs, settings, tuple(notes))
+    return _with_default_budget(job) if order.budget_is_default else job
+
+
+def _with_default_budget(job: Job) -> Job:
+    """With a note of the budget that nobody typed; of MACs, where half of the latency is predicted and out of reach."""
+    order, settings = job.order, job.settings
+    (budget,) = order.budgets
+    reason = None
+    if budget.kind == "latency" and not can_measure(order.target):
+        reason = why_not_predicted(
+            job.model.eval(), job.inputs, order.target, budget, settings.masks.round_to, job.finish
+        )
+    if reason is not None:
+        budget = order.config.budget("macs", HALF)
+        reason = f" --latency {HALF} would have come first: {reason}"
+    note = f"No budget was given: {flag_of(budget.kind)} {budget} was taken.{reason or ''}"
+    return replace(job, order=replace(order, budgets=(budget,)), notes=(*job.notes, note))
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
@@ -238,6 +280,8 @@ def _preprocessing(
     if suggested is not None and specs:
         suggested = _scaled(suggested, specs[0].shape)
     if suggested is None:
+        if given and specs and specs[0].shape[1:2] == (1,):
+            given.setdefault("channels", "grey")
         return Preprocessing(**given) if given else None
     if "letterbox" in given:
         given = {"resize": None, "crop": None} | given
@@ -301,8 +345,7 @@ class _Scored:
         function = import_object(spec, option)
         if not callable(function):
             raise UsageError(
-                f"{option} {spec} is a {type(function).__name__}, which cannot be called. "
-                "Give a function (outputs, targets)."
+                f"{option} {spec} is {kind_text(function)}, which cannot be called. Give a function (outputs, targets)."
             )
         self.label, self.function, self.differentiable = f"{option} {spec}", function, option == "--loss"
 
@@ -321,7 +364,8 @@ class _Scored:
             ) from error
         if self.differentiable:
             if not isinstance(value, torch.Tensor) or value.ndim != 0:
-                kind = shape_text(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                tensor = isinstance(value, torch.Tensor)
+                kind = f"a tensor of shape {tuple(value.shape)}" if tensor else kind_text(value)
                 raise InputError(f"{self.label} returned {kind}. Let it return a scalar tensor: the mean of the batch.")
             return value
         try:

@@ -238,9 +238,10 @@ class LatencyLimit(Limit):
         dense_ms, smallest_ms = (budget.latency_of(reports[name]) for name in (DENSE, "smallest"))
         limit_ms = budget.limit_for(dense_ms)
         if smallest_ms > limit_ms:
+            takes = "is predicted to take" if is_predicted(reports["smallest"]) else "takes"
             raise BudgetError(
                 f"--latency {budget} is below what can be reached on {self.probe.target.name}: one channel in every "
-                f"layer that may be pruned takes {smallest_ms:.4g} ms ({smallest_ms / dense_ms:.0%} of the dense "
+                f"layer that may be pruned {takes} {smallest_ms:.4g} ms ({smallest_ms / dense_ms:.0%} of the dense "
                 f"{dense_ms:.4g} ms), the limit is {limit_ms:.4g} ms. "
                 f"Give {math.ceil(100 * smallest_ms / dense_ms * 1.05)}% or more."
             )

@@ -10,9 +10,10 @@ from dtp_deploy.artefact import check_output
 from dtp_deploy.budget import Budget
 from dtp_deploy.config import CompressConfig, ConfigFile, target_spec
 from dtp_deploy.errors import UsageError
-from dtp_deploy.target import TargetSpec, find_target
+from dtp_deploy.target import Target, TargetSpec, find_target
 
-_HALF = "50%"
+HALF = "50%"
+"""The budget of who types none."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Order:
         target: with its options.
         resume: go on with a run that was cut off.
         config_path: the configuration file that was read; None if there was none.
+        budget_is_default: whether nobody typed one.
     """
 
     config: CompressConfig
@@ -36,13 +38,14 @@ class Order:
     target: TargetSpec
     resume: bool = False
     config_path: Path | None = None
+    budget_is_default: bool = False
 
 
 def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume: bool = False) -> Order:
     """Check what can be checked at once, and fill in what was not given.
 
-    The budget is ``--latency 50%`` where the target can measure here, and ``--macs 50%`` elsewhere; the folder is named
-    after the model.
+    The budget is ``--latency 50%`` where the target can measure here or predict, and ``--macs 50%`` elsewhere; the
+    folder is named after the model.
 
     Raises:
         UsageError: the model is missing, the folder cannot be written, the target is unknown, a budget is no quantity.
@@ -62,11 +65,12 @@ def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume
         check_output(out, config.force)
     spec = target_spec(config, file)
     target = find_target(spec)
-    if not budgets:
-        budgets = (config.budget("latency" if target.availability().available else "macs", _HALF),)
+    if default := not budgets:
+        timed = target.availability().available or type(target).predict is not Target.predict
+        budgets = (config.budget("latency" if timed else "macs", HALF),)
     if config.statistic != "p50" and all(budget.kind != "latency" for budget in budgets):
         raise UsageError(f"--statistic {config.statistic} is of a latency. Give --latency too, or leave it out.")
-    return Order(config, config.checkpoint, out, budgets, spec, resume, file.path)
+    return Order(config, config.checkpoint, out, budgets, spec, resume, file.path, default)
 
 
 def default_out(checkpoint: str) -> Path:

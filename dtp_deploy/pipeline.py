@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import shutil
 import tempfile
 import time
@@ -52,7 +53,7 @@ from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, median_ra
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
 from dtp_deploy.prune.plan import compose
-from dtp_deploy.ranks import by_first, joined, rank, world_size
+from dtp_deploy.ranks import by_first, default_device, joined, rank, world_size
 from dtp_deploy.report import Report, hide_home
 from dtp_deploy.target import TargetSpec, find_target, parse_target
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
@@ -61,6 +62,8 @@ from dtp_deploy.train.logs import RunLog
 from dtp_deploy.train.loop import check_model
 from dtp_deploy.train.sharding import ShardedStream
 
+_WHERE = ("host", "config")
+"""Options of a target that say where the device is: they name people and machines, and a report is passed on."""
 _FINAL_ATTEMPTS = 3
 _RUN_AWAY = 1e12
 _NO_FASTER, _FEWER_MACS = 0.95, 0.8
@@ -155,7 +158,7 @@ def compress(
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             log = RunLog(Path(log_dir)) if log_dir is not None and rank() == 0 else None
-            place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+            place = torch.device(device) if device is not None else default_device()
             run = _Run(
                 data,
                 task,
@@ -181,9 +184,10 @@ def compress(
         by_first(lambda: write_report(report, folder))
     for entry in (report.budget, *report.further_budgets):
         if entry.met is False:
+            known = "are predicted" if entry.basis == "predicted" else "were reached"
             raise BudgetError(
                 f"{flag_of(entry.kind)} {entry.requested} was not met: {amount(entry.achieved or 0.0, entry.unit)} "
-                f"were reached, the limit is {amount(entry.limit, entry.unit)}. What was reached is in {out}; give a "
+                f"{known}, the limit is {amount(entry.limit, entry.unit)}. What was reached is in {out}; give a "
                 "larger budget."
             )
     return report
@@ -287,7 +291,8 @@ class _Run:
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
             plan = self.plan if self.pruned_by is None else compose(self.pruned_by, self.plan)
-            plan = replace(plan, preprocessing=self.data.preprocessing)
+            sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+            plan = replace(plan, preprocessing=self.data.preprocessing, weights_sha256=sha256)
             (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
             if self.pickled:
                 save_module(small, folder / MODULE)
@@ -318,7 +323,9 @@ class _Run:
         with self._stage("channels"):
             limits = self.limits
             self.plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
-            self.deviations = explain_deviations(masks.learned_widths(), self.plan, limits.preferred, groups)
+            self.deviations = explain_deviations(
+                masks.learned_widths(), self.plan, limits.preferred, groups, predicted=not can_measure(self.target)
+            )
             masks.harden(self.plan)
             student.cpu()
             small = self._remove(student, self.plan)
@@ -343,6 +350,7 @@ class _Run:
             forget = masks.zero_grad if masks is not None else lambda: None
             trainer.run(model, until, after_step, forget=forget, name=name, progress=self.progress)
         self._save(trainer, model, masks)
+        self.keeper.stop_if_asked(trainer.step, trainer.total_steps)
 
     def _save(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> None:
         by_first(lambda: self.keeper.save(trainer.step, self._state(trainer, model, masks)))
@@ -463,12 +471,14 @@ class _Run:
                 "dtp_deploy_version": version("dtp-deploy"),
                 "model": model_name,
                 "onnx_sha256": self.pruned.delivery.sha256,
+                "dense_onnx_sha256": self.dense.delivery.sha256,
                 "target": {
                     "name": self.target.name,
                     "runtime": engine.runtime,
                     "runtime_version": engine.runtime_version,
                     "device": engine.device,
                     "threads": engine.threads,
+                    "options": {key: value for key, value in self.target.options.items() if key not in _WHERE},
                 },
                 "budget": budget,
                 "further_budgets": further,
@@ -510,13 +520,14 @@ class _Run:
         if not self.data.labelled:
             notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
         notes = list(dict.fromkeys(notes))
-        if self._is_no_faster():
+        predicted = is_predicted(self.latencies["pruned"])
+        if not predicted and self._is_no_faster():
             notes.append(
                 "The pruned model is hardly faster than the dense one on this target, although it computes less. A "
                 "small model is mostly overhead, and odd widths leave a runtime's vector units idle: give a "
                 "latency budget, which measures, or --round-to 8 or 16."
             )
-        if is_predicted(self.latencies["pruned"]):
+        if predicted:
             notes.append(
                 f"Latency is predicted, not measured: no {self.target.name} was at hand. Measure {MODEL_ONNX} there "
                 "with the files beside it, and complete this report with `dtp-deploy import-measurement`."

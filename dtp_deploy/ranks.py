@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, distributed
 from dtp_deploy.errors import DtpError, TrainingError
 
 _Value = TypeVar("_Value")
+_PATIENCE = timedelta(days=2)
 
 
 def rank() -> int:
@@ -43,7 +45,12 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _several():
         yield
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(default_device())
+    # The first process exports, builds and measures alone, for hours perhaps: waiting for it is no failure. One that
+    # dies closes its connections, and is noticed at once.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
     except DtpError:
@@ -56,6 +63,13 @@ def joined() -> Iterator[None]:
         ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def default_device() -> torch.device:
+    """Where this process trains unless told otherwise: its own CUDA device, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dtp_deploy.budget import UNITS, Budget, BudgetKind
+from dtp_deploy.budget import UNITS, Budget, BudgetKind, amount, flag_of
+from dtp_deploy.config import USER_TARGETS
+from dtp_deploy.cost import count_parameters, macs_per_sample
 from dtp_deploy.errors import TargetError
-from dtp_deploy.export.onnx import export_onnx
+from dtp_deploy.export.delivery import Delivery, deliver
+from dtp_deploy.forms import metadata_of, parity_batches
 from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.job import Job
-from dtp_deploy.latency.timing import is_predicted, time_models
 from dtp_deploy.loading import inspect_checkpoint
-from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.loading.idx import FASHION_MNIST
+from dtp_deploy.order import Order
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import cost_of, make_plan, prove, remove_channels
-from dtp_deploy.prune.plan import fingerprint_of
-
-_QUICKLY = MeasureSettings(min_seconds=0.3, max_seconds=3.0, repeats=0)
-_COUNTED: tuple[BudgetKind, ...] = ("macs", "params", "size", "channels")
+from dtp_deploy.prune import prove, remove_channels
+from dtp_deploy.reach import Reach, latency_reach, smallest_plan
+from dtp_deploy.train.loop import check_model
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How far a budget of one kind can go.
+class Verdict:
+    """Whether a budget can be met.
 
     Attributes:
-        kind: of the budget.
-        unit: of the figures.
-        dense: the cost of the model as it is.
-        smallest: the cost with one unit left in every group that may be pruned.
-        basis: "computed", "measured" or "predicted".
+        budget: as it is typed: "--macs 50%".
+        can_be_met: None if nobody can say.
+        reason: in words.
     """
 
-    kind: BudgetKind
-    unit: str
-    dense: float
-    smallest: float
-    basis: str
+    budget: str
+    can_be_met: bool | None
+    reason: str
+
+    def __str__(self) -> str:
+        answer = {True: "can be met", False: "cannot be met", None: "not known"}[self.can_be_met]
+        return f"{self.budget}: {answer}. {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class DryRun:
 
     Attributes:
         model: where the model came from.
-        imports: "module.name" of everything that loading the model's file imports.
+        imports: "module.name" of everything that loading the model's file imports, and "module (--flag)" of what a
+            flag names.
         files: the files and folders that are read.
         out: the folder that would be written.
         budgets: the limits, as typed.
         target: where latency would be measured.
+        verdicts: one a budget; none where the model was not loaded.
         groups: name, width, and why it may not be pruned (None if it may) of every channel group.
         reach: of each kind of budget; latency is missing where it can be neither measured nor predicted.
         notes: what else to know.
@@ -67,6 +69,7 @@ class DryRun:
     out: str
     budgets: tuple[str, ...]
     target: str
+    verdicts: tuple[Verdict, ...]
     groups: tuple[tuple[str, int, str | None], ...]
     reach: tuple[Reach, ...]
     notes: tuple[str, ...]
@@ -76,60 +79,126 @@ class DryRun:
         return asdict(self)
 
 
+def untrusted(order: Order) -> DryRun | None:
+    """What can be said of a model file that needs trust and has none, of which nothing is run; None for others.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(order.checkpoint)
+    if order.config.trust or not path.exists():
+        return None
+    info = inspect_checkpoint(path)
+    if not (info.needs_trust and info.can_be_pruned):
+        return None
+    missing = (
+        f"{path} needs code to load, and --trust is missing: nothing of it was run, so its channel groups, and which "
+        "budgets can be met, are not known. Give --trust if you know where the file comes from."
+    )
+    return _dry_run(order, f"{path}, not loaded", notes=(missing,))
+
+
 def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     """Find the groups, prove them, and see what each kind of budget can reach.
 
     Raises:
-        GraphError: the model cannot be followed, or nothing in it may be pruned.
+        InputError: the model does not fit the data.
+        GraphError: the model cannot be followed or exported, or nothing in it may be pruned.
+        ParityError: the exported model does not compute what the model computes.
     """
     order = job.order
     model = job.model.eval()
+    check_model(model, job.inputs, job.data, job.task)
     with progress.task("groups"):
         groups = prove(model, find_groups(model, job.inputs), seed=job.settings.seed, progress=progress)
-    reach = [_counted(kind, job, groups) for kind in _COUNTED]
-    notes = list(job.notes)
-    with progress.task("latency"):
-        try:
-            reach.append(_timed(job, groups))
-        except TargetError as error:
-            notes.append(f"What a latency budget can reach is not known. {error}")
-    path = Path(order.checkpoint)
-    imports = inspect_checkpoint(path).imports if path.exists() else ()
-    return DryRun(
-        model=job.loaded.origin,
-        imports=imports,
-        files=_files(job),
-        out=str(order.out),
-        budgets=tuple(f"{budget.kind} {budget}" for budget in order.budgets),
-        target=order.target.name,
+    with progress.task("budget"), tempfile.TemporaryDirectory() as folder:
+        reach, unknown = _reach(job, groups, Path(folder))
+    notes = [f"What a latency budget can reach is not known. {unknown}"] if unknown else []
+    return _dry_run(
+        order,
+        job.loaded.origin,
+        verdicts=tuple(_verdict(budget, reach, unknown) for budget in order.budgets),
         groups=tuple((group.name, group.width, group.frozen_because) for group in groups),
-        reach=tuple(reach),
-        notes=(*notes, *job.data.notes),
+        reach=reach,
+        notes=(*job.notes, *notes, *job.data.notes),
     )
 
 
-def _counted(kind: BudgetKind, job: Job, groups: Groups) -> Reach:
-    cost = cost_of(Budget(kind, 1.0, relative=True), job.model, groups)
-    units = torch.tensor([float(group.units) for group in groups.prunable], dtype=torch.float64)
-    dense, smallest = (float(cost(widths)[0]) for widths in (units, torch.ones_like(units)))
-    return Reach(kind, UNITS[kind], dense, smallest, "computed")
+def _dry_run(
+    order: Order,
+    model: str,
+    *,
+    verdicts: tuple[Verdict, ...] = (),
+    groups: tuple[tuple[str, int, str | None], ...] = (),
+    reach: tuple[Reach, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> DryRun:
+    budgets = tuple(f"{budget.kind} {budget}" for budget in order.budgets)
+    return DryRun(
+        model,
+        _imports(order),
+        _files(order),
+        str(order.out),
+        budgets,
+        order.target.name,
+        verdicts,
+        groups,
+        reach,
+        notes,
+    )
 
 
-def _timed(job: Job, groups: Groups) -> Reach:
-    kept = {group.name: (0,) for group in groups.prunable}
-    plan = make_plan(groups, kept, fingerprint_of(job.model))
-    forms = {"dense": job.model, "smallest": remove_channels(job.model, plan)}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{name}.onnx" for name in forms}
-        for name, model in forms.items():
-            export_onnx(job.finish(copy.deepcopy(model)), job.inputs, files[name])
-        reports = time_models(files, job.order.target, _QUICKLY)
-    basis = "predicted" if is_predicted(reports["dense"]) else "measured"
-    return Reach("latency", UNITS["latency"], reports["dense"].p50_ms, reports["smallest"].p50_ms, basis)
+def _reach(job: Job, groups: Groups, folder: Path) -> tuple[tuple[Reach, ...], str]:
+    """What every kind of budget can reach; and why that is not known of latency, or ""."""
+    plan = smallest_plan(job.model, groups, job.settings.masks.round_to)
+    forms = {"dense": copy.deepcopy(job.model), "smallest": remove_channels(job.model, plan)}
+    forms = {name: job.finish(model).eval() for name, model in forms.items()}
+    batches = parity_batches(job.data, job.inputs, job.input_names)
+    metadata = metadata_of(job.data)
+    files: list[Delivery] = [
+        deliver(model, job.inputs, folder / f"{name}.onnx", batches, name, metadata=metadata)
+        for name, model in forms.items()
+    ]
+    pruned = [choice for choice in plan.groups if choice.frozen_because is None]
+    figures: dict[BudgetKind, list[int]] = {
+        "macs": [macs_per_sample(form, job.inputs) for form in forms.values()],
+        "params": [count_parameters(form) for form in forms.values()],
+        "size": [delivery.size_bytes for delivery in files],
+        "channels": [sum(one.width_before for one in pruned), sum(one.width_after for one in pruned)],
+    }
+    counted = [Reach(kind, UNITS[kind], dense, least, "computed") for kind, (dense, least) in figures.items()]
+    latency = next((one for one in job.budgets if one.kind == "latency"), Budget("latency", 1.0, relative=True))
+    paths = {name: delivery.path for name, delivery in zip(forms, files, strict=True)}
+    try:
+        return (*counted, latency_reach(paths, job.order.target, latency)), ""
+    except TargetError as error:
+        return tuple(counted), str(error)
 
 
-def _files(job: Job) -> tuple[str, ...]:
-    order = job.order
-    named = [order.checkpoint, job.data.name if order.config.data is None else order.config.data]
-    files = [text for text in named if Path(text).exists()]
-    return tuple(files if order.config_path is None else [str(order.config_path), *files])
+def _verdict(budget: Budget, reach: Sequence[Reach], unknown: str) -> Verdict:
+    typed = f"{flag_of(budget.kind)} {budget}"
+    found = next((one for one in reach if one.kind == budget.kind), None)
+    if found is None:
+        return Verdict(typed, None, unknown)
+    limit = budget.limit_for(found.dense)
+    reason = f"The limit is {amount(limit, found.unit)}; the least possible is {amount(found.smallest, found.unit)}."
+    return Verdict(typed, found.smallest <= limit, reason)
+
+
+def _imports(order: Order) -> tuple[str, ...]:
+    config, path = order.config, Path(order.checkpoint)
+    in_file = inspect_checkpoint(path).imports if path.exists() else ()
+    given = {"MODEL": order.checkpoint} | {
+        f"--{name}": getattr(config, name) for name in ("model", "prepare", "finish", "data", "loss", "metric")
+    }
+    return *in_file, *(
+        f"{text.partition(':')[0]} ({flag})"
+        for flag, text in given.items()
+        if text is not None and ":" in text and not Path(text).exists()
+    )
+
+
+def _files(order: Order) -> tuple[str, ...]:
+    data = str(FASHION_MNIST) if order.config.data == "fashion-mnist" else order.config.data
+    named = [order.config_path, USER_TARGETS.expanduser(), order.checkpoint, data]
+    return tuple(str(path) for path in named if path is not None and Path(path).exists())

@@ -98,6 +98,7 @@ class ImportedMeasurement:
         sha256: of the ONNX file that was measured, or None if the result does not say.
         engine: what ran.
         environment: what else is known; plain JSON values.
+        dense_sha256: of the ONNX file of the dense model, or None if it was not measured or the result does not say.
     """
 
     blocks_ms: Sequence[Sequence[float]]
@@ -105,6 +106,7 @@ class ImportedMeasurement:
     sha256: str | None
     engine: EngineInfo
     environment: Mapping[str, Any]
+    dense_sha256: str | None = None
 
 
 @dataclass(frozen=True)

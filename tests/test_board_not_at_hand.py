@@ -14,7 +14,9 @@ from dtp_deploy.budget import parse_budget
 from dtp_deploy.errors import BudgetError, InputError, TargetError
 from dtp_deploy.imports import import_measurement
 from dtp_deploy.loading import Dataset
-from dtp_deploy.report import Report, read_report, render_markdown
+from dtp_deploy.report import Report, headline, read_report, render_markdown
+from dtp_deploy.report.table import milliseconds
+from dtp_deploy.target import TargetSpec
 from dtp_deploy.train import Settings
 
 
@@ -37,10 +39,9 @@ def predicted(out: Path, budget: str, **options: Any) -> Report:
         make(),
         data=few_images(),
         budget=parse_budget("latency", budget),
-        target="jetson:orin-nano",
         out=out,
         settings=Settings(epochs=1, batch_size=8),
-        **options,
+        **{"target": "jetson:orin-nano"} | options,
     )
 
 
@@ -60,11 +61,11 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def result(run: Path, model_ms: float, dense_ms: float | None, **changed: Any) -> dict[str, Any]:
     """What the runner writes, with latencies of the test's choice: material for the parser, and no measurement."""
-    sha256 = read_report(run / "report.json").onnx_sha256
+    report = read_report(run / "report.json")
     engine = {"runtime": "tensorrt", "runtime_version": "10.3.0", "device": "Orin Nano", "precision": "fp16"}
-    models = {"model": {"sha256": sha256, "engine": engine, "latencies_ms": [[model_ms] * 5] * 5}}
+    models = {"model": {"sha256": report.onnx_sha256, "engine": engine, "latencies_ms": [[model_ms] * 5] * 5}}
     if dense_ms is not None:
-        models["dense"] = {"sha256": "0", "engine": engine, "latencies_ms": [[dense_ms] * 5] * 5}
+        models["dense"] = {"sha256": report.dense_onnx_sha256, "engine": engine, "latencies_ms": [[dense_ms] * 5] * 5}
     return {"schema_version": 1, "kind": "dtp-deploy-measurement", "models": models, "errors": [], **changed}
 
 
@@ -107,7 +108,7 @@ def test_a_measurement_completes_the_report(copy: Path, tmp_path: Path) -> None:
     assert report.pruned.latency is not None
     assert report.pruned.latency.p50_ms == 5.5
     assert report.target.runtime_version == "10.3.0"
-    assert not any("predicted" in note for note in report.notes)
+    assert not any("predicted, not measured" in note for note in report.notes)
     assert read_report(copy / "report.json") == report
 
 
@@ -154,11 +155,73 @@ def test_a_measurement_of_another_model_is_refused(copy: Path, tmp_path: Path) -
         import_measurement(copy, written(tmp_path / "result.json", document))
 
 
+def test_a_dense_model_that_is_another_is_refused(copy: Path, tmp_path: Path) -> None:
+    document = result(copy, 5.0, 10.0)
+    document["models"]["dense"]["sha256"] = "e" * 64
+    with pytest.raises(InputError, match=r"eeeeeeeeeeee\.\.\., and .* Measure the dense\.onnx of this folder\.$"):
+        import_measurement(copy, written(tmp_path / "result.json", document))
+
+
+def test_another_precision_than_the_run_asked_for_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predicted(out, "60%", target=TargetSpec("jetson", {"board": "orin-nano", "precision": "fp32", "host": ""}))
+    assert read_report(out / "report.json").target.options == {"board": "orin-nano", "precision": "fp32"}
+    with pytest.raises(
+        InputError, match=r"was measured in fp16, and the run asked for fp32\. Measure with --precision"
+    ):
+        import_measurement(out, written(tmp_path / "result.json", result(out, 5.0, 10.0)))
+
+
+def test_another_board_than_the_run_asked_for_is_refused(copy: Path, tmp_path: Path) -> None:
+    document = result(copy, 5.0, 10.0, board={"module": "p3701-0005"})
+    with pytest.raises(InputError, match=r"of another board: it was measured on module p3701-0005, and not on 'orin-"):
+        import_measurement(copy, written(tmp_path / "result.json", document))
+    document["board"]["module"] = "p3767-0005"
+    import_measurement(copy, written(tmp_path / "result.json", document))
+
+
+def test_a_measured_latency_is_replaced_only_by_force(copy: Path, tmp_path: Path) -> None:
+    import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, 10.0)))
+    with pytest.raises(InputError, match=r"^The latency in .*report\.json is measured already\. Give --force"):
+        import_measurement(copy, written(tmp_path / "result.json", result(copy, 4.0, 10.0)))
+    report = import_measurement(copy, tmp_path / "result.json", force=True)
+    assert report.budget.achieved == 4.0
+    assert len(report.notes) == len(set(report.notes))
+
+
+def test_a_result_that_does_not_say_of_what_it_is_is_noted(copy: Path, tmp_path: Path) -> None:
+    report = import_measurement(copy, written(tmp_path / "times.json", [{"computeMs": 4.0}] * 50))
+    assert report.notes[-1].endswith("model and options could not be verified.")
+    report = import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, 10.0)), force=True)
+    assert not any("verified" in note for note in report.notes)
+
+
+def test_what_was_measured_is_no_longer_called_predicted(run: Path, copy: Path, tmp_path: Path) -> None:
+    before = read_report(run / "report.json")
+    assert before.environment["basis"] == "predicted"
+    assert not any("measured latency" in note for note in before.notes)
+    after = import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, 10.0)))
+    assert after.environment["basis"] == "measured"
+    assert after.environment["prediction"] == {key: before.environment[key] for key in ("device", "assumptions")}
+    assert "predicted" not in headline(after)
+
+
+def test_a_limit_that_stays_a_prediction_is_called_so(copy: Path, tmp_path: Path) -> None:
+    report = import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, None)))
+    limit = milliseconds(report.budget.limit)
+    assert headline(report) == (
+        f"Budget not checked: p50 latency 5 ms, measured on jetson; the limit of {limit} (60% of the dense model) is "
+        "predicted, as the dense model was not measured."
+    )
+
+
 def test_a_measurement_can_be_required(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"--require-measured: target 'jetson' found no board here\. give host="):
+    with pytest.raises(
+        TargetError, match=r"--require-measured: target 'jetson' found no board here\. Give --host user@board\.$"
+    ):
         predicted(tmp_path / "out", "60%", require_measured=True)
 
 
 def test_what_the_board_cannot_reach_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"--latency 1% is below what can be reached on jetson"):
+    with pytest.raises(BudgetError, match=r"1% is below what can be reached on jetson: .* is predicted to take"):
         predicted(tmp_path / "out", "1%")

@@ -202,3 +202,29 @@ def test_nothing_to_resume_is_an_error(dense: nn.Module, data: Dataset, tmp_path
     with pytest.raises(UsageError, match=r"there are no checkpoints in .*out\.partial\. Start the run with --out"):
         compress(dense, data=data, budget=HALF, out=tmp_path / "out", settings=SETTINGS, resume=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("masks", 9), ("fine-tuning", 13)])
+def test_a_signal_after_the_last_step_of_a_stage_is_not_swallowed(
+    stage: str, steps: int, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    import signal
+
+    assert SETTINGS.mask_steps(22) == 9
+    with pytest.raises(StoppedError, match="Stopped by SIGTERM at step"):
+        compress(
+            dense,
+            data=data,
+            budget=HALF,
+            out=tmp_path / "out",
+            settings=SETTINGS,
+            progress=StopsAt(stage, steps, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        )
+    report = compress(dense, data=data, budget=HALF, out=tmp_path / "out", settings=SETTINGS, resume=True)
+    assert report.resumed_from_step == (9 if stage == "masks" else 22)
+
+
+def test_changed_training_data_are_noticed(cut_off: Path, dense: nn.Module, data: Dataset) -> None:
+    other = dataclasses.replace(data, x_train=data.x_train * 0.5)
+    with pytest.raises(InputError, match=r"the data changed since the checkpoint was written"):
+        compress(dense, data=other, budget=HALF, out=cut_off, settings=SETTINGS, resume=True)

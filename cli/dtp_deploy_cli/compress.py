@@ -17,6 +17,7 @@ from dtp_deploy_cli.progress import is_first_process, show_progress
 if TYPE_CHECKING:
     from dtp_deploy.config import CompressConfig
     from dtp_deploy.loading import CheckpointInfo
+    from dtp_deploy.order import Order
     from dtp_deploy.rehearsal import DryRun
     from dtp_deploy.report import Report
 
@@ -29,9 +30,10 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
     """Prune a trained model to a budget.
 
     Learns which channels to remove, removes them, fine-tunes, exports to ONNX, measures, and writes DIR with a report.
-    `dtp-deploy compress model.pt` is enough to start: the budget is then half of the latency, or of the MACs where the
-    target cannot measure here, and the data are random. Options may also stand in ./dtp-deploy.toml (`dtp-deploy init`
-    writes an example). The working directory is importable: --model may name a function in a file beside you.
+    `dtp-deploy compress model.pt` is enough to start: the budget is then half of the latency, measured or predicted, or
+    half of the MACs where the target does neither or cannot get there, and the data are random. Options may also stand
+    in ./dtp-deploy.toml (`dtp-deploy init` writes an example). The working directory is importable: --model may name a
+    function in a file beside you.
     """
     from dtp_deploy.order import make_order
 
@@ -47,22 +49,30 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
 
         order = replace(order, config=ask_for_trust(chosen, _ask))
     with show_progress(chosen.verbose) as progress:
-        with progress.task("load"):  # PyTorch too, which takes seconds
-            from dtp_deploy.job import resolve
+        plan = _untrusted(order) if chosen.dry_run else None
+        if plan is None:
+            with progress.task("load"):  # PyTorch too, which takes seconds
+                from dtp_deploy.job import resolve
 
-            job = resolve(order)
-        if chosen.dry_run:
-            from dtp_deploy.rehearsal import rehearse
+                job = resolve(order)
+            if chosen.dry_run:
+                from dtp_deploy.rehearsal import rehearse
 
-            plan = rehearse(job, progress)
-        else:
-            report = job.run(progress)
+                plan = rehearse(job, progress)
+            else:
+                report = job.run(progress)
     if not is_first_process():
         return
-    if chosen.dry_run:
+    if plan is not None:
         _show_dry_run(plan, chosen.as_json)
     else:
         _show(report, order.out, chosen.as_json)
+
+
+def _untrusted(order: Order) -> DryRun | None:
+    from dtp_deploy.rehearsal import untrusted
+
+    return untrusted(order)
 
 
 def _as_it_was(out: Path, config: Path | None, flags: dict[str, Any]) -> CompressConfig:
@@ -126,7 +136,7 @@ def _show(report: Report, out: Path, as_json: bool) -> None:
 
 def _show_dry_run(plan: DryRun, as_json: bool) -> None:
     from dtp_deploy.report.text import json_text
-    from dtp_deploy_cli.console import print_json, print_line, print_table
+    from dtp_deploy_cli.console import print_json, print_line
 
     if as_json:
         print_json(json_text(plan.values()))
@@ -135,6 +145,18 @@ def _show_dry_run(plan: DryRun, as_json: bool) -> None:
     print_line(f"Imports: {', '.join(plan.imports) or 'nothing'}")
     print_line(f"Reads: {', '.join(plan.files) or 'no file'}")
     print_line(f"Budget: {', '.join(plan.budgets)}; target: {plan.target}; would write: {plan.out}")
+    for verdict in plan.verdicts:
+        print_line(str(verdict))
+    if plan.groups:
+        _show_groups(plan)
+    for note in plan.notes:
+        print_line(note)
+    print_line("Nothing was trained and nothing was written.")
+
+
+def _show_groups(plan: DryRun) -> None:
+    from dtp_deploy_cli.console import print_table
+
     print_table(
         ("budget", "dense", "smallest possible", "share", "how known"),
         [
@@ -152,6 +174,3 @@ def _show_dry_run(plan: DryRun, as_json: bool) -> None:
         ("channel group", "width", "may be pruned"),
         [(name, str(width), "yes" if reason is None else f"no: {reason}") for name, width, reason in plan.groups],
     )
-    for note in plan.notes:
-        print_line(note)
-    print_line("Nothing was trained and nothing was written.")

@@ -20,6 +20,7 @@ def import_measurement(
             metavar="RESULT", show_default=False, help="The bundle's result.json, or trtexec's --exportTimes JSON."
         ),
     ],
+    force: Annotated[bool, typer.Option("--force", help="Replace a latency that was measured already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Complete a report with a measurement made on the board.
@@ -32,7 +33,7 @@ def import_measurement(
     from dtp_deploy.report import headline, summary_rows
     from dtp_deploy_cli.console import print_json, print_line, print_table
 
-    report = complete(directory, result)
+    report = complete(directory, result, force)
     if as_json:
         print_json(report.to_json())
         return

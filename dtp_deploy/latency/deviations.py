@@ -9,7 +9,12 @@ from dtp_deploy.prune import PruningPlan
 
 
 def explain_deviations(
-    learned: Mapping[str, int], plan: PruningPlan, preferred: Sequence[Sequence[int]] | None, groups: Groups
+    learned: Mapping[str, int],
+    plan: PruningPlan,
+    preferred: Sequence[Sequence[int]] | None,
+    groups: Groups,
+    *,
+    predicted: bool = False,
 ) -> list[str]:
     """One line for each kind of deviation: how many groups, and the one that was changed most.
 
@@ -18,6 +23,7 @@ def explain_deviations(
         plan: what was chosen.
         preferred: the numbers of units that the target likes; None where it was not asked.
         groups: of the dense model.
+        predicted: whether the latency was predicted, not measured.
     """
     if preferred is None:
         return []
@@ -25,11 +31,12 @@ def explain_deviations(
     fixed = [group for group, units in zip(groups.prunable, preferred, strict=True) if len(units) == 1]
     moved = [group for group in groups.prunable if chosen[group.name] != learned[group.name] and group not in fixed]
     notes = []
+    known = "predicted" if predicted else "measured"
     if moved:
         most = max(moved, key=lambda group: abs(chosen[group.name] - learned[group.name]) / group.width)
         notes.append(
             f"{len(moved)} of {len(groups.prunable)} groups have another width than the masks learned, to suit the "
-            f"target and the measured latency; the largest change is {most.name}: {learned[most.name]} to "
+            f"target and the {known} latency; the largest change is {most.name}: {learned[most.name]} to "
             f"{chosen[most.name]} of {most.width} channels."
         )
     if fixed:

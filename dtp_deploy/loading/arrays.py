@@ -1,6 +1,7 @@
 """Images and class indices as arrays, checked and brought into one form, whatever file they came from."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,21 @@ def checked(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt
 
 
 def scaled(
-    path: Path, arrays: dict[str, npt.NDArray[Any]], preprocessing: Preprocessing | None
+    path: Path,
+    arrays: dict[str, npt.NDArray[Any]],
+    preprocessing: Preprocessing | None,
+    options: Collection[str] = (),
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], tuple[str, ...]]:
     """The arrays with x as float32, the preprocessing that a picture would need to become such an x, and notes.
 
     uint8 goes through the range, mean and std of the preprocessing (by default it is divided by 255); floating point
     is taken as it is. Nothing is resized.
+
+    Args:
+        path: where the arrays came from, for messages.
+        arrays: as `checked` gives them.
+        preprocessing: None for the usual one.
+        options: those that the user typed; without "channels" among them, the samples tell the channels.
 
     Raises:
         InputError: the preprocessing is for another number of channels.
@@ -69,6 +79,8 @@ def scaled(
         kept = "Its pixels are floating point and were taken as they are; the preprocessing given was not applied."
         return arrays, {}, () if preprocessing is None else (kept,)
     _, channels, height, width = x_train.shape
+    if preprocessing is not None and options and "channels" not in options and channels == 1:
+        preprocessing = replace(preprocessing, channels="grey")
     if preprocessing is None:
         used = Preprocessing(channels="grey" if channels == 1 else "rgb")
     elif preprocessing.num_channels == channels:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dtp_deploy.errors import UsageError
+from dtp_deploy.errors import InputError, UsageError
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.modules import Inputs
 
@@ -151,6 +151,23 @@ def check_batching(batch_size: int, augment: str = "none") -> None:
         raise UsageError(f"The batch size {batch_size} is not allowed. Give at least 1.")
     if augment not in AUGMENTATIONS:
         raise UsageError(f"The augmentation {augment!r} is unknown. Give one of {', '.join(AUGMENTATIONS)}.")
+
+
+def check_finite(name: str, inputs: Inputs) -> None:
+    """Check the inputs of the first validation batch: one NaN makes every weight NaN.
+
+    Args:
+        name: what the user gave as data.
+        inputs: of one batch.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    if not all(x.isfinite().all() for x in inputs):
+        raise InputError(
+            f"--data {name}: the first validation batch holds NaN or infinite inputs. Replace or drop those samples, "
+            "or correct the preprocessing (a division by zero, say)."
+        )
 
 
 def augmented(x: Tensor, augment: str, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from dtp_deploy.errors import InputError
 from dtp_deploy.loading.archives import ZIP_MAGIC, is_safetensors, zip_records
 from dtp_deploy.loading.files import require_file
 from dtp_deploy.loading.pickles import unsafe_imports
-from dtp_deploy.loading.wording import cause, listing
+from dtp_deploy.loading.wording import cause, kind_text, listing
 
 WRAPPER_KEYS = (
     "state_dict",
@@ -37,6 +37,7 @@ WRAPPER_KEYS = (
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel (and DistributedDataParallel) and torch.compile put before every name."""
 
+_COUNT = "num_batches_tracked"
 _MAX_DEPTH = 3
 _SAVE_AGAIN = "Save it again with torch.save(model.state_dict(), path)."
 
@@ -93,15 +94,19 @@ def checkpoint_of(path: Path, content: object, sha256: str) -> Checkpoint:
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Put the weights of a checkpoint onto a model, in the model's own data types. All of them, or none.
 
-    ``num_batches_tracked`` of BatchNorm, which old checkpoints lack, may be missing.
+    ``num_batches_tracked`` of BatchNorm, which old checkpoints lack, may be missing; as floating point, as in a
+    state_dict whose every tensor was made half precision, it is rounded (an overflow becomes the largest number).
 
     Raises:
         InputError: names are missing or unexpected, shapes or kinds of number differ, or weights are NaN or infinite.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     names = _short_names(own)
-    given = checkpoint.state_dict
-    missing = [name for name in names if name not in given and not name.endswith("num_batches_tracked")]
+    given = {
+        name: value.nan_to_num().round().long() if name.endswith(_COUNT) and value.is_floating_point() else value
+        for name, value in checkpoint.state_dict.items()
+    }
+    missing = [name for name in names if name not in given and not name.endswith(_COUNT)]
     unexpected = [name for name in given if name not in names]
     common = [name for name in names if name in given]
     shapes = [
@@ -181,7 +186,7 @@ def _unwrap(content: object) -> tuple[object, list[str]]:
 
 def _check_state_dict(path: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        raise InputError(f"Checkpoint {path} holds a {type(content).__name__}, not a state_dict. {_SAVE_AGAIN}")
+        raise InputError(f"Checkpoint {path} holds {kind_text(content)}, not a state_dict. {_SAVE_AGAIN}")
     if not content:
         raise InputError(f"Checkpoint {path} holds an empty dict, not a state_dict. {_SAVE_AGAIN}")
     others = [

@@ -1,7 +1,7 @@
 """Data to train and validate with, from what the user names: see `load_data` and docs/data.md."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dtp_deploy.loading.batches import TrainBatches, check_batching
 from dtp_deploy.loading.files import require_file
 from dtp_deploy.loading.folders import check_val_split, holds_pictures, open_folder
 from dtp_deploy.loading.idx import FASHION_CLASSES, FASHION_MNIST, holds_idx, read_idx_folder
+from dtp_deploy.loading.images import PictureFolder
 from dtp_deploy.loading.loaders import open_loaders
 from dtp_deploy.loading.npz import read_npz
 from dtp_deploy.loading.preprocessing import Preprocessing
@@ -95,6 +96,7 @@ def load_data(
     spec: str | None,
     *,
     preprocessing: Preprocessing | None = None,
+    options: Collection[str] = (),
     input_shapes: Sequence[tuple[int, ...]] | None = None,
     val_split: float | None = None,
     seed: int = 0,
@@ -114,6 +116,8 @@ def load_data(
         spec: one of the above.
         preprocessing: what makes inputs of pictures and bytes; by default they are fitted to the input's shape,
             0 to 1.
+        options: what of the preprocessing the user asked for ("resize", "mean"): refused where it does not apply. What
+            the model's configuration suggests is no such thing, and is passed over there.
         input_shapes: shape of each input of the model, batch first; needed where the data have no shape of their own.
         val_split: share of a folder's pictures that is held out, where it is not split already; 0.2 unless given.
         seed: of synthetic data.
@@ -140,14 +144,15 @@ def load_data(
             f"--val-split does not apply to --data {spec or 'synthetic'}, which has its own validation part. "
             "Leave it out; it is for folders of pictures."
         )
+    _check_options(spec, path, options)
     if path is None or spec == "synthetic":
         return SyntheticData(_needed(input_shapes), preprocessing, seed)
     if spec == "digits":
         return _digits()
     if spec == "fashion-mnist":
-        return _in_memory(_fashion_mnist(), preprocessing, name=spec, class_names=FASHION_CLASSES)
+        return _in_memory(_fashion_mnist(), preprocessing, options, name=spec, class_names=FASHION_CLASSES)
     if path.is_dir() or path.suffix == ".npz":
-        return _in_memory(path, preprocessing, name=path.name)
+        return _in_memory(path, preprocessing, options, name=path.name)
     if ":" in str(spec) and not path.exists():
         return open_loaders(str(spec))
     if path.exists():
@@ -190,6 +195,8 @@ def check_shapes(data: DataSource, *input_shapes: tuple[int, ...]) -> None:
     for shape, sample in zip(input_shapes, samples, strict=True):
         if shape[1:] == sample:
             continue
+        if isinstance(data, PictureFolder):
+            raise InputError(_size_differs(data, shape, sample))
         hint = ""
         if len(sample) == 3 and sample[2] in _CHANNEL_COUNTS and sample[0] > sample[2]:
             hint = " If the channels come last in the data, save x.transpose(0, 3, 1, 2)."
@@ -199,7 +206,41 @@ def check_shapes(data: DataSource, *input_shapes: tuple[int, ...]) -> None:
         )
 
 
+_GEOMETRY = ("resize", "crop", "letterbox")
 _NAMED = ("synthetic", "digits", "fashion-mnist")
+
+
+def _size_differs(data: PictureFolder, shape: tuple[int, ...], sample: tuple[int, ...]) -> str:
+    """What to say of pictures, whose shape follows from the preprocessing alone."""
+    size = next(name for name in ("letterbox", "crop", "resize") if data.preprocessing[name] is not None)
+    is_now, fitting = [], []
+    if shape[1] != sample[0]:
+        is_now.append(f"--channels {data.preprocessing['channels']}")
+        fitting.append(f"--channels {'grey' if shape[1] == 1 else 'rgb'}")
+    if shape[2:] != sample[1:]:
+        is_now.append(f"--{size} {shape_text(sample[1:])}")
+        fitting.append(f"--{size} {shape_text(shape[2:])}")
+    return (
+        f"--input {shape_text(shape)} does not fit --data {data.name}, whose pictures {' and '.join(is_now)} makes "
+        f"{shape_text(sample)}. Give --input {shape_text((shape[0], *sample))}, or {' '.join(fitting)}."
+    )
+
+
+def _check_options(spec: str | None, path: Path | None, options: Collection[str]) -> None:
+    """Refuse what was asked of the preprocessing and has nothing to do: only folders of pictures take all of it."""
+    refused, why = list(options), ""
+    if spec is None or path is None or spec == "synthetic":
+        return
+    if spec == "digits":
+        why = "which come as they are"
+    elif spec == "fashion-mnist" or path.is_dir() or path.suffix == ".npz":
+        refused, why = [name for name in options if name in _GEOMETRY], "whose arrays are never resized"
+    elif ":" in spec and not path.exists():
+        why = "whose loaders make the inputs themselves. Preprocess there"
+    if refused and why:
+        raise UsageError(
+            f"--{refused[0]} does not apply to --data {spec}, {why}. Leave it out; it is for folders of pictures."
+        )
 
 
 def _digits() -> Dataset:
@@ -224,7 +265,12 @@ def _fashion_mnist() -> Path:
 
 
 def _in_memory(
-    path: Path, preprocessing: Preprocessing | None, *, name: str, class_names: tuple[str, ...] | None = None
+    path: Path,
+    preprocessing: Preprocessing | None,
+    options: Collection[str],
+    *,
+    name: str,
+    class_names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """The data set in an ``.npz`` or a folder of IDX files."""
     if path.is_dir() and path.suffix != ".npz":
@@ -232,7 +278,7 @@ def _in_memory(
     else:
         require_file(path, "--data", _ALLOWED)
         raw = read_npz(path)
-    arrays, used, notes = scaled(path, checked(path, raw), preprocessing)
+    arrays, used, notes = scaled(path, checked(path, raw), preprocessing, options)
     return Dataset(name, **arrays, class_names=class_names, preprocessing=used, notes=notes)
 
 

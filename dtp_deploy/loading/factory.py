@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from dtp_deploy.errors import InputError, UsageError
 from dtp_deploy.loading.compatibility import with_torchvision
 from dtp_deploy.loading.hubs import build, is_hub_spec, parse_hub_spec
-from dtp_deploy.loading.wording import cause, listing
+from dtp_deploy.loading.wording import cause, kind_text, listing
 
 
 def import_object(spec: str, option: str) -> object:
@@ -61,12 +61,12 @@ def make_model(spec: str) -> nn.Module:
     factory = import_object(spec, "--model")
     if isinstance(factory, nn.Module):
         raise UsageError(
-            f"--model {spec} is a {type(factory).__name__}, built already. "
+            f"--model {spec} is {kind_text(factory)}, built already. "
             "Give a class or function that builds it, so that it can be built again."
         )
     if not callable(factory):
         raise UsageError(
-            f"--model {spec} is a {type(factory).__name__}, which cannot be called. "
+            f"--model {spec} is {kind_text(factory)}, which cannot be called. "
             "Give a class or function that returns a torch.nn.Module."
         )
     try:

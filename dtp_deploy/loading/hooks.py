@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp_deploy.errors import InputError, UsageError
 from dtp_deploy.loading.factory import check_materialised, import_object
-from dtp_deploy.loading.wording import cause
+from dtp_deploy.loading.wording import cause, kind_text
 
 
 def apply_hook(spec: str, model: nn.Module, option: str) -> nn.Module:
@@ -24,7 +24,7 @@ def apply_hook(spec: str, model: nn.Module, option: str) -> nn.Module:
     hook = import_object(spec, option)
     if isinstance(hook, nn.Module) or not callable(hook):
         raise UsageError(
-            f"{option} {spec} is a {type(hook).__name__}, not a function. "
+            f"{option} {spec} is {kind_text(hook)}, not a function. "
             "Give a function that takes a torch.nn.Module and returns one."
         )
     try:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dtp_deploy.errors import InputError
-from dtp_deploy.loading.batches import CountedStream, augmented, check_batching, mixed_seed, rebatch
+from dtp_deploy.loading.batches import CountedStream, augmented, check_batching, check_finite, mixed_seed, rebatch
 from dtp_deploy.loading.preprocessing import Preprocessing
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.loading.wording import cause, listing
@@ -161,7 +161,11 @@ class PictureFolder:
         keys = (
             [(index, _NO_SEED) for index in range(s, min(s + batch_size, count))] for s in range(0, count, batch_size)
         )
-        yield from rebatch(self._decoded(part, keys, "none", substitutes=0), batch_size)
+        batches = rebatch(self._decoded(part, keys, "none", substitutes=0), batch_size)
+        for number, (inputs, labels) in enumerate(batches):
+            if number == 0:
+                check_finite(str(self._root), inputs)
+            yield inputs, labels
 
     def training_batches(self, keys: Iterable[list[tuple[int, int]]], augment: str) -> Iterator[Batch]:
         """Batches of the training part.

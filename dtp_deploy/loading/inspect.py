@@ -34,6 +34,18 @@ FOREIGN: Mapping[str, str] = {
 """The kinds that hold a graph of operations and no layers, in words."""
 
 _REMEDY = "Give a file written by torch.save, a .safetensors file, or a folder that dtp-deploy compress wrote."
+_DANGEROUS = {
+    "posix",
+    "os",
+    "nt",
+    "builtins",
+    "subprocess",
+    "sys",
+    "shutil",
+    "socket",
+    "importlib",
+    "runpy",
+}
 _PROGRAM_RECORDS = ("models/model.json", "serialized_exported_program.json")
 
 
@@ -45,7 +57,8 @@ class CheckpointInfo:
         path: the file or folder.
         kind: "state_dict" is whatever loads without importing anything; "pickled-dict" a dict with something else in
             it, a model or the training's settings; "artefact" a folder that dtp-deploy wrote.
-        imports: "module.name" of everything that loading would import, the user's own code before PyTorch's.
+        imports: "module.name" of everything that loading would import: what can run commands or touch files first,
+            the user's own code before PyTorch's.
         key: under which of `MODULE_KEYS` the pickled model lies; None for a model at the top level, or for none.
         model_class: "module.name" of the pickled model's class; None where no model is pickled.
     """
@@ -120,7 +133,7 @@ def _inspect_pickle(path: Path, contents: PickleContents) -> CheckpointInfo:
     """A checkpoint that imports nothing is left to `read_checkpoint`, which says what may be wrong with it."""
     if not contents.imports:
         return CheckpointInfo(path, "state_dict")
-    imports = tuple(sorted(contents.imports, key=lambda name: (name.startswith("torch."), name)))
+    imports = tuple(sorted(contents.imports, key=_alarm))
     found = model_in(contents.outer, Placeholder)
     if found is None:
         return CheckpointInfo(path, "pickled-dict", imports)
@@ -140,7 +153,17 @@ def _program_imports(stream: BinaryIO) -> tuple[str, ...]:
                     found.update(unsafe_imports(io.BytesIO(content)))
     except ZIP_ERRORS:
         pass  # what could be read counts; loading it will say that it is damaged
-    return tuple(sorted(found))
+    return tuple(sorted(found, key=_alarm))
+
+
+def _alarm(name: str) -> tuple[int, str]:
+    """Sorts what may do anything first, and PyTorch's own last.
+
+    >>> sorted(["torch.nn.ReLU", "nets.Net", "posix.system"], key=_alarm)
+    ['posix.system', 'nets.Net', 'torch.nn.ReLU']
+    """
+    module = name.partition(".")[0]
+    return (0 if module in _DANGEROUS else 2 if module == "torch" else 1), name
 
 
 def _is_json(content: bytes) -> bool:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dtp_deploy.errors import InputError, UsageError
-from dtp_deploy.loading.batches import CountedStream, check_batching, mixed_seed, rebatch
+from dtp_deploy.loading.batches import CountedStream, check_batching, check_finite, mixed_seed, rebatch
 from dtp_deploy.loading.factory import import_object
 from dtp_deploy.loading.source import Batch
-from dtp_deploy.loading.wording import cause, shape_text
+from dtp_deploy.loading.wording import cause, kind_text, shape_text
+from dtp_deploy.modules import Inputs
 
 _T = TypeVar("_T")
 _BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."
@@ -28,7 +29,7 @@ def open_loaders(spec: str) -> "LoaderData":
     factory = import_object(spec, "--data")
     if not callable(factory):
         raise UsageError(
-            f"--data {spec} is a {type(factory).__name__}, which cannot be called. "
+            f"--data {spec} is {kind_text(factory)}, which cannot be called. "
             "Give a function that returns two loaders: (train, validation)."
         )
     try:
@@ -39,7 +40,7 @@ def open_loaders(spec: str) -> "LoaderData":
             "if it needs some, give a function that fills them in."
         ) from error
     if not isinstance(loaders, tuple | list) or len(loaders) != 2:
-        given = f"{len(loaders)} values" if isinstance(loaders, tuple | list) else f"a {type(loaders).__name__}"
+        given = f"{len(loaders)} values" if isinstance(loaders, tuple | list) else kind_text(loaders)
         raise InputError(f"--data {spec} returned {given}. Let it return two loaders: (train, validation).")
     for part, loader in zip(("train", "validation"), loaders, strict=True):
         _check_loader(spec, part, loader)
@@ -53,14 +54,15 @@ class LoaderData:
     drawn from the global generators of PyTorch, NumPy and Python, follows from the seed, and from nothing that is drawn
     elsewhere. To take a stream up again, the batches before are gone through anew.
 
-    `class_names` are those of ``loader.dataset.classes``, which torchvision's data sets have.
+    Targets are class indices where those of the first validation batch are a tensor of whole numbers, one a sample.
+    `class_names` are then those of ``loader.dataset.classes``, which torchvision's data sets have.
 
     Args:
         spec: what the user named.
         train, validation: loaders that were checked.
 
     Raises:
-        InputError: the first validation batch has no known form.
+        InputError: the first validation batch has no known form, or inputs that are not finite or not float32.
     """
 
     notes = ("Batch size, order, augmentation and preprocessing of the training data are those of the loader given.",)
@@ -75,19 +77,26 @@ class LoaderData:
             raise InputError(f"--data {spec}: the validation loader is empty. Let it give at least one batch.")
         inputs, targets = as_batch(spec, first)
         self.sample_shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+        _check_inputs(spec, inputs)
         self.labelled = targets is not None
+        self._indexed = _are_indices(targets)
         classes = getattr(getattr(train, "dataset", None), "classes", None)
         named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
-        self.class_names = tuple(classes) if self.labelled and isinstance(classes, list | tuple) and named else None
-        self.num_classes = None if self.class_names is None else len(self.class_names)
-        self._size: int | None = None
+        self.class_names = tuple(classes) if self._indexed and isinstance(classes, list | tuple) and named else None
+        self._counts: tuple[int, int] | None = None
 
     @property
     def validation_size(self) -> int:
         """Samples of the validation loader, which is gone through once to count them."""
-        if self._size is None:
-            self._size = sum(len(inputs[0]) for inputs, _ in self._batches(self._validation, mixed_seed(0)))
-        return self._size
+        return self._counted()[0]
+
+    @property
+    def num_classes(self) -> int | None:
+        """One more than the largest class index in validation, or the number of names if that is larger.
+
+        None where targets are no class indices. The validation loader is gone through once to find it.
+        """
+        return max(self._counted()[1], len(self.class_names or ())) if self._indexed else None
 
     def train(self, batch_size: int, seed: int, augment: str = "none") -> CountedStream:
         """The training loader's own batches; see `DataSource.train`.
@@ -118,6 +127,17 @@ class LoaderData:
         assert isinstance(self._train, Sized)
         return len(self._train)
 
+    def _counted(self) -> tuple[int, int]:
+        """Samples of the validation loader, and one more than the largest class index in it."""
+        if self._counts is None:
+            size = classes = 0
+            for inputs, targets in self._batches(self._validation, mixed_seed(0)):
+                size += len(inputs[0])
+                if self._indexed:
+                    classes = max(classes, int(targets.max()) + 1)
+            self._counts = size, classes
+        return self._counts
+
     def _batches(self, loader: Iterable[object], seed: int) -> Iterator[Batch]:
         randomness = _GlobalRandomness(seed)
         batches = randomness.call(lambda: iter(loader), self.name)
@@ -130,7 +150,12 @@ class LoaderData:
                     f"--data {self.name}: a batch has inputs of {_form(shapes, targets is not None)}, and the first "
                     f"validation batch {_form(self.sample_shapes, self.labelled)}. Give all in one form."
                 )
-            yield inputs, targets
+            if self._indexed and not _are_indices(targets):
+                raise InputError(
+                    f"--data {self.name}: a batch has targets that are no class indices, and those of the first "
+                    "validation batch are. Give all in one form."
+                )
+            yield inputs, targets.long() if self._indexed else targets
 
 
 class _LoaderStream(CountedStream):
@@ -200,7 +225,7 @@ def as_batch(spec: str, batch: object) -> Batch:
     tensors = tuple(_tensor(x) for x in given)
     if not tensors or any(x is None or x.ndim < 2 for x in tensors):
         kinds = ", ".join(_kind(x) for x in given)
-        raise InputError(f"--data {spec}: a batch is a {type(batch).__name__} with inputs of ({kinds}). {_BATCHES}")
+        raise InputError(f"--data {spec}: a batch is {kind_text(batch)} with inputs of ({kinds}). {_BATCHES}")
     result = tuple(x for x in tensors if x is not None)
     sizes = {len(x) for x in result} | ({len(targets)} if isinstance(targets, Tensor) and targets.ndim else set())
     if len(sizes) != 1 or 0 in sizes:
@@ -215,6 +240,24 @@ def _tensor(value: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def _are_indices(targets: object) -> bool:
+    """Whether targets are a tensor of one whole number a sample."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1:
+        return False
+    return not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+
+
+def _check_inputs(spec: str, inputs: Inputs) -> None:
+    types = [x.dtype for x in inputs if x.is_floating_point() and x.dtype != torch.float32]
+    if types:
+        raise InputError(
+            f"--data {spec}: its inputs are {str(types[0]).removeprefix('torch.')}, and float32 is needed, as the "
+            "model's weights are. Convert them in the data set: x.float() for a tensor, x.astype('float32') for an "
+            "array."
+        )
+    check_finite(spec, inputs)
+
+
 def _kind(value: object) -> str:
     return f"tensor of {value.ndim} dimensions" if isinstance(value, Tensor) else type(value).__name__
 
@@ -226,12 +269,12 @@ def _form(shapes: tuple[tuple[int, ...], ...], targets: bool) -> str:
 def _check_loader(spec: str, part: str, loader: object) -> None:
     if not isinstance(loader, Iterable):
         raise InputError(
-            f"--data {spec}: its {part} loader is a {type(loader).__name__}, which cannot be iterated. "
+            f"--data {spec}: its {part} loader is {kind_text(loader)}, which cannot be iterated. "
             "Give a DataLoader, or a list of batches."
         )
     if isinstance(loader, Iterator):
         raise InputError(
-            f"--data {spec}: its {part} loader is a {type(loader).__name__}, which can be gone through only once. "
+            f"--data {spec}: its {part} loader is {kind_text(loader)}, which can be gone through only once. "
             "Give a DataLoader, a list of batches, or an object with __iter__."
         )
     if part == "validation":

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _HALF = (torch.float16, torch.bfloat16)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _FACTORY = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
-_SHOWN_IMPORTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +72,7 @@ def load_model(path_or_spec: Path | str, *, factory: str | None = None, trust: b
     path = Path(path_or_spec)
     info = inspect_checkpoint(path)
     _check_usable(info, trust)
-    if info.needs_trust:
-        found = _unpickle(info)
-    else:
-        _check_factory(info, factory)
-        found = read_checkpoint(path)
+    found = _unpickle(info) if info.needs_trust else read_checkpoint(path)
     if isinstance(found, nn.Module) and factory is None:
         return _finished(_from_pickle(info, found))
     _check_factory(info, factory)
@@ -122,7 +117,7 @@ def _from_factory(factory: str, checkpoint: Checkpoint) -> LoadedModel:
 
 
 def _from_pickle(info: CheckpointInfo, model: nn.Module) -> LoadedModel:
-    notes = [f"It was unpickled, which ran code of: {listing(info.imports, _SHOWN_IMPORTS)}."]
+    notes = [f"It was unpickled, which ran code of: {', '.join(info.imports)}."]
     if info.key is not None:
         notes.append(f"The model is the one under '{info.key}'; the order of preference is {', '.join(MODULE_KEYS)}.")
     while isinstance(model, _WRAPPERS):
@@ -179,7 +174,7 @@ def _check_usable(info: CheckpointInfo, trust: bool) -> None:
         )
     if info.needs_trust and not trust:
         raise UsageError(
-            f"Checkpoint {info.path} needs code to load: it would import {listing(info.imports, _SHOWN_IMPORTS)}; "
+            f"Checkpoint {info.path} needs code to load: it would import {', '.join(info.imports)}; "
             "nothing was run. Give --trust if you know where the file comes from, or save the weights alone "
             "(torch.save(model.state_dict(), path)) and give --model."
         )

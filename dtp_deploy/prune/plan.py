@@ -45,6 +45,7 @@ class PruningPlan:
         fingerprint: of the dense model's tensor names and shapes, see `fingerprint_of`.
         chain: where several plans were composed, the fingerprint of each model between the dense one and the last.
         preprocessing: what makes the model's inputs of pictures; plain values, {} if nothing is known.
+        weights_sha256: of the file of weights delivered with the plan; "" if none was.
     """
 
     groups: tuple[GroupChoice, ...]
@@ -52,6 +53,7 @@ class PruningPlan:
     fingerprint: str
     chain: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
 
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
@@ -77,6 +79,7 @@ class PruningPlan:
                 "fingerprint": self.fingerprint,
                 "chain": list(self.chain),
                 "preprocessing": dict(self.preprocessing),
+                "weights_sha256": self.weights_sha256,
                 "groups": [
                     {
                         "name": group.name,
@@ -103,7 +106,9 @@ class PruningPlan:
         try:
             raw = json.loads(text)
             version = raw["schema_version"]
-            if isinstance(version, int) and version > SCHEMA_VERSION:
+            if type(version) is not int:
+                raise ValueError(f"schema_version is {version!r}, and no whole number")
+            if version > SCHEMA_VERSION:
                 raise InputError(
                     f"The pruning plan has schema version {version}; this dtp-deploy reads up to {SCHEMA_VERSION}. "
                     "Install a newer dtp-deploy."
@@ -126,6 +131,7 @@ class PruningPlan:
                 fingerprint=str(raw["fingerprint"]),
                 chain=tuple(str(fingerprint) for fingerprint in raw.get("chain", ())),
                 preprocessing=dict(raw.get("preprocessing", {})),
+                weights_sha256=str(raw.get("weights_sha256", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(

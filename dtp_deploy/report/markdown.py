@@ -23,6 +23,11 @@ def headline(report: Report) -> str:
     what = {"latency": "p50 latency ", "size": "size "}.get(budget.kind, "")  # other units say what they are of
     if budget.achieved is None:
         return f"{verdict}: {what}at most {_limit(budget)}; what was reached is not known."
+    if _only_limit_is_predicted(report):
+        return (
+            f"{verdict}: {what}{quantity(budget.achieved, budget.unit)}, {basis}; the limit of {_limit(budget)} is "
+            "predicted, as the dense model was not measured."
+        )
     return f"{verdict}: {what}{quantity(budget.achieved, budget.unit)} of at most {_limit(budget)}, {basis}."
 
 
@@ -66,6 +71,11 @@ def render_markdown(report: Report) -> str:
         f"SHA-256 of model.onnx: `{report.onnx_sha256}`",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _only_limit_is_predicted(report: Report) -> bool:
+    budget = report.budget
+    return budget.kind == "latency" and budget.basis == "measured" and budget.relative and report.dense.latency is None
 
 
 def _limit(budget: BudgetEntry) -> str:

@@ -18,8 +18,9 @@ raspberrypi runner server staging tegra test ubuntu worker workstation xavier
 """
 _WORDS_OF_REPORTS = """
 accuracy achieved applied basis budget channels computed dense device drift environment groups high kind latency limit
-macs measured model name notes onnx openvino params parity passed passes predicted pruned python ratio reason relative
-requested runtime seconds settings size spread stable stage stages target tensorrt threads tolerance torch unit
+macs measured model name notes onnx openvino options params parity passed passes precision predicted pruned python ratio
+reason relative requested runtime seconds settings size spread stable stage stages target tensorrt threads tolerance
+torch unit
 """
 _SAY_NOTHING = frozenset((_MACHINES + _WORDS_OF_REPORTS).split())
 """Host names that name nobody, and that stand in many a report for something else."""

@@ -56,6 +56,9 @@ class TargetEntry(_Part):
     runtime_version: str = Field(description="its version")
     device: str = Field(description="the device that it ran on")
     threads: int | None = Field(description="threads used; null where the runtime does not say")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="the target's options as they were given, but for where the device is found"
+    )
 
 
 class BudgetEntry(_Part):
@@ -175,6 +178,9 @@ class Report(_Part):
     dtp_deploy_version: str = Field(description="the dtp-deploy that wrote it")
     model: str = Field(description="the model's name")
     onnx_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the delivered `model.onnx`")
+    dense_onnx_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the dense model's ONNX file; null if not known"
+    )
     target: TargetEntry = Field(description="what ran the model")
     budget: BudgetEntry = Field(description="the limit, and what was reached")
     further_budgets: tuple[BudgetEntry, ...] = Field((), description="the other limits, where several were given")
@@ -224,7 +230,8 @@ class Report(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise InputError(f"{source} is not a report: {place}: {first['msg']}. Compress again.") from None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{source} is not a report: {place}: {reason}. Compress again.") from None
 
 
 def read_report(path: Path) -> Report:

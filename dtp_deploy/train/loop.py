@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dtp_deploy.errors import InputError, TrainingError
+from dtp_deploy.errors import DtpError, InputError, TrainingError
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
@@ -81,8 +81,9 @@ class Trainer:
             progress: told of every step, and of a batch that had to be halved.
 
         Raises:
-            TrainingError: the loss is not finite, or a single sample is too much for the memory.
-            InputError: the loss cannot be computed from the model's outputs and the targets.
+            TrainingError: the loss is not finite.
+            InputError: a single sample is too much for the memory, or the loss cannot be computed from the model's
+                outputs and the targets.
         """
         settings = self.settings
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,7 +104,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             forget()
 
-        forward = DistributedDataParallel(model) if world_size() > 1 else model
+        forward = DistributedDataParallel(model, find_unused_parameters=True) if world_size() > 1 else model
         model.train()
         with progress.task(name, total=until - self.step) as advance:
             while self.step < until:
@@ -160,8 +161,13 @@ class Trainer:
                 return total
             except torch.OutOfMemoryError as error:
                 start_over()
+                if world_size() > 1:
+                    raise InputError(
+                        f"Out of memory at {size} samples in one of {world_size()} processes. Give a smaller "
+                        "--batch-size, and go on with --resume."
+                    ) from error
                 if size == 1:
-                    raise TrainingError(
+                    raise InputError(
                         f"A single sample of shape {shapes_of(inputs)} does not fit into the memory of "
                         f"{inputs[0].device}. Give smaller inputs, or a larger device."
                     ) from error
@@ -181,6 +187,8 @@ class Trainer:
         if self.task.loss is not None:
             try:
                 loss = self.task.loss(outputs, targets)
+            except (torch.OutOfMemoryError, DtpError):  # the latter says already what is wrong
+                raise
             except Exception as error:
                 raise InputError(
                     f"The loss of '{self.task.name}' could not be computed ({type(error).__name__}: {error}). "

@@ -60,7 +60,8 @@ The latency in the report is predicted, not measured. To measure it ({precision}
 
 1. Copy this folder to {board}:  `scp -r {shlex.quote(folder)} user@board:`
 2. Run it there; building the engine takes minutes:  `ssh user@board {shlex.quote(folder)}/{SCRIPT}`
-   Add `--lock-clocks` (needs root) for steadier times; nothing else on the board is changed.
+   Add `--lock-clocks` (needs root) for steadier times; the board is otherwise left as it is,
+   except that the built engines stay in its `~/.cache/dtp-deploy` (`--cache` names another folder); delete them there.
 3. Bring the result back:  `scp user@board:{shlex.quote(folder)}/{RESULT} .`
 4. Complete the report:  `dtp-deploy import-measurement {shlex.quote(folder)} {RESULT}`
 """

@@ -74,6 +74,7 @@ class Connection:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env=_environment(),
             start_new_session=True,  # no terminal to ask for a password on; and Ctrl-C leaves it time to clean up
         )
         self.close: Callable[[], object] = weakref.finalize(self, _close, self._keeper, self._errors)
@@ -158,6 +159,7 @@ class Connection:
                 self._command(script, arguments),
                 stdin=stdin if stdin is not None else subprocess.DEVNULL,
                 capture_output=True,
+                env=_environment(),
                 timeout=timeout_s,
                 check=False,
             )
@@ -206,6 +208,7 @@ class Connection:
             stdout=subprocess.PIPE,
             stderr=errors,
             bufsize=0,
+            env=_environment(),
             start_new_session=True,
         )
 
@@ -232,8 +235,8 @@ class Connection:
         """The error to raise where the connection broke."""
         said = _last_line(errors) if errors.strip() else "no message"
         return TargetError(
-            f"The connection to {self.label} was cut ({said}). Nothing of this run stays there; check that it is "
-            "powered and reachable, and start again."
+            f"The connection to {self.label} was cut ({said}). Nothing of this run stays there, except built engines "
+            "in its cache; check that it is powered and reachable, and start again."
         )
 
 
@@ -248,6 +251,11 @@ def _close(keeper: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:
         keeper.wait()
     _require(keeper.stdout).close()
     errors.close()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and that nobody is asked for a password: BatchMode does not reach the ssh that goes to a jump host."""
+    return {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
 
 
 def _require(stream: IO[bytes] | None) -> IO[bytes]:

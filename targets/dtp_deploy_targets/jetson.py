@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from dtp_deploy.errors import TargetError, UsageError
+from dtp_deploy.errors import InputError, TargetError, UsageError
 from dtp_deploy.target import Availability, Engine, ImportedMeasurement, PredictedLatency
 from dtp_deploy_targets.connection import Connection
 from dtp_deploy_targets.devices import DeviceProfile, find_device
-from dtp_deploy_targets.remote import RemoteBoard, RemoteTarget
+from dtp_deploy_targets.remote import BUILD_TIMEOUT_S, RemoteBoard, RemoteTarget, check_build_timeout
 from dtp_deploy_targets.runner.board import detect
 from dtp_deploy_targets.runner.trtexec import PRECISIONS
 from dtp_deploy_targets.ssh import ssh_availability
@@ -32,7 +32,9 @@ class JetsonTarget(RemoteTarget):
         config: an ssh configuration to use in place of the user's.
         python: the Python on the board, 3.8 or newer.
         folder: where on the board files may be put for a while.
-        cache: the folder on the board that keeps the engines.
+        cache: the folder on the board that keeps the engines. They stay when a run is over; remove it to be rid of
+            them.
+        build_timeout_s: the longest that building one engine may take.
 
     Raises:
         UsageError: an option is out of range, or nobody knows that board.
@@ -54,7 +56,9 @@ class JetsonTarget(RemoteTarget):
         python: str = "python3",
         folder: str = "",
         cache: str = "~/.cache/dtp-deploy",
+        build_timeout_s: float = BUILD_TIMEOUT_S,
     ) -> None:
+        check_build_timeout(self.name, build_timeout_s)
         if precision not in PRECISIONS:
             raise UsageError(
                 f"precision={precision!r} is not possible for target 'jetson'. Give one of: {', '.join(PRECISIONS)}."
@@ -75,14 +79,14 @@ class JetsonTarget(RemoteTarget):
             raise UsageError("dla with precision='fp32' is not possible: a DLA has no fp32. Give fp16 or int8.")
         self.host, self.board, self.precision, self.dla = host, board, precision, dla
         self.lock_clocks, self.config, self.python = lock_clocks, config, python
-        self.folder, self.cache = folder, cache
+        self.folder, self.cache, self.build_timeout_s = folder, cache, build_timeout_s
 
     def availability(self) -> Availability:
         """Whether a host is named, or this machine is a Jetson; a host is not asked."""
         if self.host:
             return ssh_availability()
         if not detect().is_jetson:
-            return Availability(False, "found no board here", "give host=user@board")
+            return Availability(False, "found no board here", "Give --host user@board.")
         return Availability(True)
 
     def predict(self, model_path: Path) -> PredictedLatency:
@@ -103,10 +107,22 @@ class JetsonTarget(RemoteTarget):
         return write_bundle(folder, model_path, self.board or DEFAULT_BOARD, self.precision)[1:]
 
     def read_measurement(self, path: Path) -> ImportedMeasurement:
-        """The runner's result, or what trtexec wrote with ``--exportTimes``."""
+        """The runner's result, or what trtexec wrote with ``--exportTimes``.
+
+        Raises:
+            InputError: as `Target.read_measurement`; or it is of another board or precision than this target's.
+        """
         from dtp_deploy_targets.measurement import read_measurement
 
-        return read_measurement(path, self.precision)
+        measured = read_measurement(path, self.precision)
+        module = measured.environment.get("board", {}).get("module", "")
+        if self._profile and module and module not in self._profile.module_part_numbers:
+            raise InputError(
+                f"{path} is of another board: it was measured on module {module}, and not on '{self.board}' "
+                f"({', '.join(self._profile.module_part_numbers)}). Measure there, or compress for the board that "
+                "it is."
+            )
+        return measured
 
     def _connect(self) -> RemoteBoard:
         connection = Connection(self.host, config=self.config, folder=self.folder)
@@ -115,8 +131,9 @@ class JetsonTarget(RemoteTarget):
             "dla": self.dla,
             "lock_clocks": self.lock_clocks,
             "cache": self.cache,
+            "build_timeout_s": self.build_timeout_s,
         }
-        board = RemoteBoard(connection, self.python, "tensorrt", options)
+        board = RemoteBoard(connection, self.python, "tensorrt", options, self.build_timeout_s)
         module = board.facts["module"]
         if self._profile and module and module not in self._profile.module_part_numbers:
             board.close()

@@ -13,6 +13,9 @@ _KIND = "dtp-deploy-measurement"
 _MODEL, _DENSE = "model", "dense"
 _REMEDY = "Give the result.json of the bundle's run.sh, or what trtexec wrote with --exportTimes."
 _BLOCKS = 20
+_REPLAY = "REPLAY"
+"""In a warning: what was run is a stand-in that replays a recorded session."""
+_DETAILS = ("warnings", "power", "layers", "throughput_qps", "command")
 
 
 def read_measurement(path: Path, precision: str) -> ImportedMeasurement:
@@ -20,10 +23,11 @@ def read_measurement(path: Path, precision: str) -> ImportedMeasurement:
 
     Args:
         path: the file.
-        precision: what was asked of trtexec, for a result that does not say.
+        precision: what the run asked for; a result that says another is refused.
 
     Raises:
-        InputError: it cannot be read, is something else, or holds an error in place of a measurement.
+        InputError: it cannot be read, is something else, holds an error in place of a measurement, replays a recorded
+            session, or is of another precision.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -31,13 +35,13 @@ def read_measurement(path: Path, precision: str) -> ImportedMeasurement:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}). {_REMEDY}") from error
     if isinstance(document, dict) and document.get("kind") == _KIND:
-        return _of_runner(path, document)
+        return _of_runner(path, document, precision)
     if isinstance(document, list):
         return _of_trtexec(path, text, precision)
     raise InputError(f"{path} is JSON, but no measurement. {_REMEDY}")
 
 
-def _of_runner(path: Path, document: dict[str, Any]) -> ImportedMeasurement:
+def _of_runner(path: Path, document: dict[str, Any], precision: str) -> ImportedMeasurement:
     errors = document.get("errors") or []
     if errors:
         raise InputError(f"{path} holds an error of the board, and no measurement: {errors[0]}. Run it there again.")
@@ -45,7 +49,9 @@ def _of_runner(path: Path, document: dict[str, Any]) -> ImportedMeasurement:
     model = models.get(_MODEL) or (next(iter(models.values())) if len(models) == 1 else None)
     if not model or not model.get("latencies_ms"):
         raise InputError(f"{path} holds no latencies of '{_MODEL}' (models: {', '.join(models) or 'none'}). {_REMEDY}")
+    _check_measured(path, document)
     engine = model.get("engine", {})
+    _check_precision(path, engine, precision)
     known = {name: engine[name] for name in ("runtime", "runtime_version", "device", "precision") if name in engine}
     info = EngineInfo(
         runtime=str(known.get("runtime", "tensorrt")),
@@ -57,8 +63,35 @@ def _of_runner(path: Path, document: dict[str, Any]) -> ImportedMeasurement:
     kept: dict[str, Any] = {
         key: document[key] for key in ("board", "system", "before", "after", "settings") if key in document
     }
-    dense = models.get(_DENSE, {}).get("latencies_ms")
-    return ImportedMeasurement(model["latencies_ms"], dense, model.get("sha256"), info, kept)
+    kept["engine"] = engine
+    kept["details"] = {name: {key: found[key] for key in _DETAILS if found.get(key)} for name, found in models.items()}
+    dense = models.get(_DENSE, {})
+    return ImportedMeasurement(
+        model["latencies_ms"], dense.get("latencies_ms"), model.get("sha256"), info, kept, dense.get("sha256")
+    )
+
+
+def _check_measured(path: Path, document: dict[str, Any]) -> None:
+    """Refuse what the tests of this project make on a machine that is no board."""
+    root = document.get("board_root", "/")
+    warnings = [
+        str(warning)
+        for model in document["models"].values()
+        for warning in (*model.get("warnings", ()), model.get("engine", {}).get("options", {}).get("warnings", ""))
+    ]
+    replayed = next((warning for warning in warnings if _REPLAY in warning), "")
+    if root != "/" or replayed:
+        why = replayed.rstrip(".") or f"the files of the board were read from {root}"
+        raise InputError(f"{path} is no measurement ({why}). Run run.sh on the board itself.")
+
+
+def _check_precision(path: Path, engine: dict[str, Any], precision: str) -> None:
+    asked = engine.get("options", {}).get("precision_asked") or engine.get("precision", "")
+    if asked and precision not in asked.split("+"):
+        raise InputError(
+            f"{path} was measured in {asked}, and the run asked for {precision}. Measure with --precision {precision}, "
+            f"or compress for {asked}."
+        )
 
 
 def _of_trtexec(path: Path, text: str, precision: str) -> ImportedMeasurement:

@@ -1,5 +1,6 @@
 """Models on a board, at the far end of a connection: what the targets `ssh` and `jetson` share."""
 
+import math
 import os
 import select
 import subprocess
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 import numpy.typing as npt
 
-from dtp_deploy.errors import TargetError
+from dtp_deploy.errors import TargetError, UsageError
 from dtp_deploy.target import Arrays, Attempt, Engine, EngineInfo, Session, Target, TensorSpec, random_inputs
 from dtp_deploy_targets.connection import Connection
 from dtp_deploy_targets.cpu import CpuTarget
@@ -22,6 +23,11 @@ from dtp_deploy_targets.runner.onnx_backend import to_arrays, to_blobs
 from dtp_deploy_targets.runner.wire import GREETING, Blob, Message, read_message, write_message
 
 _START_S = 60.0
+_BACKEND_S = 300.0
+BUILD_TIMEOUT_S = 3600.0
+"""How long building one engine, or one run of a benchmark command, may take unless the user says so."""
+_SLACK_S = 60.0
+"""How much longer than the board itself the host waits: the board says better what took so long."""
 _RUN_S = 300.0
 _END_S = 5.0
 _CUT_S = 2.0
@@ -38,6 +44,7 @@ class RemoteBoard:
         python: the Python on the board.
         backend: "onnxruntime", "command" or "tensorrt".
         options: of that backend.
+        build_timeout_s: the longest that making one model ready may take.
 
     Attributes:
         facts: what the board says it is.
@@ -47,9 +54,17 @@ class RemoteBoard:
         TargetError: Python, or what the backend needs, is missing there.
     """
 
-    def __init__(self, connection: Connection, python: str, backend: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        python: str,
+        backend: str,
+        options: Mapping[str, Any],
+        build_timeout_s: float = BUILD_TIMEOUT_S,
+    ) -> None:
         self.connection = connection
         self.python = python
+        self._build_timeout_s = build_timeout_s
         self.is_used = False
         self._count = 0
         self._end: Callable[[], object] = lambda: None
@@ -69,7 +84,8 @@ class RemoteBoard:
         self._end = weakref.finalize(self, _end, self._process, self._errors)
         self._pipe = _Pipe(self._process)
         self._greet()
-        reply = self.call({"command": "start", "backend": backend, "options": options, "folder": connection.folder})
+        start = {"command": "start", "backend": backend, "options": options, "folder": connection.folder}
+        reply = self.call(start, (), _BACKEND_S)
         self.facts: dict[str, Any] = reply.header["board"]
 
     def _check_python(self) -> None:
@@ -99,22 +115,23 @@ class RemoteBoard:
                 f"The runner on {self.connection.label} did not start in {_START_S:g} s. Check the load of the board."
             ) from None
 
-    def call(self, header: dict[str, Any], blobs: Sequence[Blob] = (), timeout_s: float | None = None) -> Message:
+    def call(self, header: dict[str, Any], blobs: Sequence[Blob], timeout_s: float) -> Message:
         """Ask the runner for something, and give its answer.
 
         Raises:
             TargetError: the board said no, the connection was cut, the runner died, or it took too long.
         """
-        self._pipe.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._pipe.deadline = time.monotonic() + timeout_s
         doing = _DOING[header["command"]]
         try:
             write_message(self._pipe, header, blobs)
             reply = read_message(self._pipe)
         except TimeoutError:
             self.close()
+            option = {"build": "build_timeout_s", "measure": "timeout_s"}.get(header["command"])
+            remedy = f"Raise {option} if it is only slow." if option else "Check the load of the board."
             raise TargetError(
-                f"The {self.connection.label} took more than {timeout_s:g} s while {doing}. Raise timeout_s if it is "
-                "only slow."
+                f"The {self.connection.label} took more than {timeout_s:g} s while {doing}. {remedy}"
             ) from None
         except OSError:
             raise self._broken(doing) from None
@@ -161,7 +178,9 @@ class RemoteBoard:
         name = f"model-{self._count}"
         self._count += 1
         path = self.connection.put(model_path, f"{name}.onnx")
-        reply = self.call({"command": "build", "model": name, "path": path}, to_blobs(samples))
+        reply = self.call(
+            {"command": "build", "model": name, "path": path}, to_blobs(samples), self._build_timeout_s + _SLACK_S
+        )
         return name, reply.header["info"]
 
     def run(self, name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -181,7 +200,7 @@ class RemoteBoard:
 
 
 class _Pipe:
-    """A process's standard input and output, read with a deadline (of `time.monotonic`; None: no end)."""
+    """A process's standard input and output, read and written with a deadline (of `time.monotonic`)."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None
@@ -189,7 +208,8 @@ class _Pipe:
         self._out, self._in = process.stdin.fileno(), process.stdout.fileno()
         self._received = bytearray()
         self._sent = bytearray()
-        self.deadline: float | None = None
+        self.deadline = math.inf
+        os.set_blocking(self._out, False)
 
     def readline(self) -> bytes:
         while (end := self._received.find(b"\n")) < 0 and self._receive():
@@ -207,8 +227,7 @@ class _Pipe:
         return taken
 
     def _receive(self) -> bool:
-        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        if not select.select([self._in], [], [], left)[0]:
+        if not select.select([self._in], [], [], self._left_s())[0]:
             raise TimeoutError
         chunk = os.read(self._in, 1 << 16)
         self._received += chunk
@@ -219,7 +238,20 @@ class _Pipe:
 
     def flush(self) -> None:
         while self._sent:
+            if not select.select([], [self._out], [], self._left_s())[1]:
+                raise TimeoutError
             del self._sent[: os.write(self._out, self._sent[: 1 << 16])]
+
+    def _left_s(self) -> float | None:
+        return None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
+
+
+def check_build_timeout(target: str, build_timeout_s: float) -> None:
+    """Raise a `UsageError` unless it is a time."""
+    if isinstance(build_timeout_s, bool) or not 0 < build_timeout_s < math.inf:
+        raise UsageError(
+            f"build_timeout_s={build_timeout_s!r} is not possible for target '{target}'. Give seconds, more than 0."
+        )
 
 
 def _end(process: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:

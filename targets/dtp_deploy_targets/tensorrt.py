@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dtp_deploy.errors import TargetError, UsageError
@@ -27,8 +28,9 @@ class TensorRtTarget(Target):
     """An NVIDIA GPU of this machine, by TensorRT 10 or 11.
 
     Engines are strongly typed wherever the Python package builds them: the precision is written into the ONNX file
-    first, TF32 is off, and what the engine computes in is read from the engine. Where only trtexec is installed, it
-    builds, runs and measures (its times leave out the copies to and from the GPU, those of the package include them).
+    first, TF32 is off, and what the engine computes in is read from the engine. Where there is only trtexec, or the
+    package is too old, trtexec builds, runs and measures (its times leave out the copies to and from the GPU, those of
+    the package include them).
 
     Args:
         precision: "fp32", "fp16" (inputs and outputs stay float32), or "int8" for a model with Q/DQ nodes.
@@ -82,19 +84,10 @@ class TensorRtTarget(Target):
 
     def _build(self, model_path: Path) -> Engine:
         with labelled(self.name, model_path):
-            if find_spec("tensorrt") is None:
-                self._trtexec = self._trtexec or LocalTrtexec(self._settings.precision)
+            trt = _package()
+            if trt is None:
+                self._trtexec = self._trtexec or LocalTrtexec(self._settings.precision, self._settings.device)
                 return self._trtexec.build(model_path)
-            try:
-                trt = import_module("tensorrt")
-            except ImportError as error:
-                raise TargetError(
-                    f"the package tensorrt cannot be imported ({str(error).splitlines()[0]}). Install TensorRT with "
-                    "its libraries, or add their folder to LD_LIBRARY_PATH."
-                ) from error
-            found = Version.parse(trt.__version__)
-            if found is None or found < LEAST_VERSION:
-                raise TargetError(f"TensorRT {trt.__version__} is too old. Install TensorRT 10 or newer.")
             gpu = cuda.gpu(self._settings.device)
             key = key_of(
                 model_path,
@@ -125,6 +118,29 @@ class TensorRtTarget(Target):
         assert self._trtexec is not None
         assert built.keys() == engines.keys()
         return self._trtexec.measure(built, settings)
+
+
+def _package() -> ModuleType | None:
+    """The Python package; None where trtexec is to be used, because there is no package, or one that is too old.
+
+    Raises:
+        TargetError: it is broken; or too old, and there is no trtexec.
+    """
+    if find_spec("tensorrt") is None:
+        return None
+    try:
+        package = import_module("tensorrt")
+    except ImportError as error:
+        raise TargetError(
+            f"the package tensorrt cannot be imported ({str(error).splitlines()[0]}). Install TensorRT with "
+            "its libraries, or add their folder to LD_LIBRARY_PATH."
+        ) from error
+    found = Version.parse(package.__version__)
+    if found is not None and found >= LEAST_VERSION:
+        return package
+    if find_trtexec():
+        return None
+    raise TargetError(f"TensorRT {package.__version__} is too old. Install TensorRT 10 or newer.")
 
 
 def _package_version() -> Version | None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dtp_deploy.errors import TargetError
 from dtp_deploy.target import Arrays, Attempt, Engine, EngineInfo, Session, TensorSpec
+from dtp_deploy_targets import cuda
 from dtp_deploy_targets.engine_cache import cache_folder
 from dtp_deploy_targets.prepare import prepare
 from dtp_deploy_targets.runner.tensorrt_backend import Options, TensorRtBackend
@@ -28,13 +29,17 @@ class LocalTrtexec:
         TargetError: there is none, or it is too old.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, device: int = 0) -> None:
         self._precision = precision
+        gpu = cuda.gpu(device)
+        options = Options(
+            precision, cache=str(cache_folder()), device=device, gpu=f"{gpu.name} sm{gpu.compute_capability}"
+        )
         self._folder = Path(tempfile.mkdtemp(prefix="dtp-deploy-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
         with told():
-            self.backend = TensorRtBackend(self._folder, Options(precision, cache=str(cache_folder())), Path("/"))
+            self.backend = TensorRtBackend(self._folder, options, Path("/"))
 
     def build(self, model_path: Path) -> "TrtexecEngine":
         """Bring a model to the precision where trtexec does not, and build its engine.

@@ -1,6 +1,7 @@
 """``dtp-deploy compress``: what it refuses, and what it asks of the library (whole runs: tests/test_compress.py)."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -266,11 +267,53 @@ def test_a_dry_run_trains_and_writes_nothing(run_cli, job: list[str], asked: dic
     document = json.loads(run_cli(*job, "--dry-run", "--macs", "50%", "--json").out)
 
     assert (outcome.code, outcome.err, asked) == (0, "", {})
-    assert "Imports: nothing\nReads: tiny.pt\nBudget: macs 50%; target: cpu; would write: small\n" in outcome.out
+    assert (
+        "Imports: nets_of_cli_test (--model)\nReads: tiny.pt\nBudget: macs 50%; target: cpu; would write: small\n"
+        "--macs 50%: can be met. The limit is "
+    ) in outcome.out
     assert outcome.out.endswith("Nothing was trained and nothing was written.\n")
     assert [one["kind"] for one in document["reach"]] == ["macs", "params", "size", "channels", "latency"]
     assert {one["kind"]: one["smallest"] for one in document["reach"]}["channels"] == 1
     assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_a_dry_run_without_trust_says_what_it_can(run_cli, pickled: list[str], asked: dict[str, Any]) -> None:
+    outcome = run_cli(*pickled, "--dry-run")
+
+    assert (outcome.code, outcome.err, asked) == (0, "", {})
+    lines = outcome.out.splitlines()
+    assert lines[0] == "Model: pickled.pt, not loaded"
+    assert lines[1].startswith("Imports: torch.nn.")
+    assert lines[2] == "Reads: pickled.pt"
+    assert lines[4].startswith("pickled.pt needs code to load, and --trust is missing: nothing of it was run, ")
+
+
+def test_a_budget_that_cannot_be_met_is_said_by_a_dry_run(run_cli, job: list[str]) -> None:
+    outcome = run_cli(*job, "--dry-run", "--channel-count", "50%", "--params", "10")
+
+    assert outcome.code == 0
+    assert "\n--params 10: cannot be met. The limit is 10 parameters; the least possible is " in outcome.out
+    assert (
+        "\n--channel-count 50%: can be met. The limit is 2 channels; the least possible is 1 channels." in outcome.out
+    )
+
+
+def test_a_refused_pickle_has_all_its_imports_named_and_the_dangerous_first(run_cli, job: list[str]) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("true",)
+
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU()]
+    Path("evil.pt").write_bytes(pickle.dumps([*layers, Evil()], protocol=2))
+
+    outcome = run_cli("compress", "evil.pt", "--macs", "50%")
+
+    assert outcome.code == 2
+    assert "it would import posix.system, " in outcome.err
+    assert " more;" not in outcome.err
+    assert all(f".{type(layer).__name__}" in outcome.err for layer in layers)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """The delivered folder is whole or absent, and reads back as the same model."""
 
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,9 +118,31 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(UsageError) as caught:
         deliver(out, "new", force=True)
-    assert str(caught.value) == f"--out {out} cannot be written (No space left on device). Give another folder."
+    assert str(caught.value) == (
+        f"--out {out} cannot be written (No space left on device). Give another folder. "
+        f"What this run made is complete in {out}.partial."
+    )
     assert (out / REPORT_JSON).read_text() == "old"
-    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out.partial" / REPORT_JSON).read_text() == "new"
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoints(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def run() -> None:
+        with open_artefact(out) as partial:
+            (partial / "checkpoints").mkdir()
+            (partial / "checkpoints" / "000001.checkpoint").write_text("state")
+            (partial / "model.onnx").write_text("half of it")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError) as caught:
+        run()
+    assert str(caught.value) == (
+        f"{out}.partial cannot be written (No space left on device). Make room, and go on with --resume {out}."
+    )
+    assert not out.exists()
+    assert [name for name in names(tmp_path / "out.partial") if not name.startswith(".")] == ["checkpoints"]
 
 
 def test_force_replaces_an_empty_folder_but_nothing_of_the_users(tmp_path: Path) -> None:
@@ -145,9 +169,9 @@ def test_what_came_during_the_run_is_not_overwritten(tmp_path: Path) -> None:
         with open_artefact(out):
             out.mkdir()
 
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match=r"exists already.* What this run made is complete in .*out\.partial\."):
         race()
-    assert names(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out", "out.partial"]
 
 
 @pytest.mark.parametrize(
@@ -395,6 +419,23 @@ def test_weights_of_another_run_are_refused(delivered: tuple[nn.Module, Path]) -
         load_pruned(Tiny, delivered[1])
 
 
+def test_weights_changed_after_they_were_written_are_refused(delivered: tuple[nn.Module, Path]) -> None:
+    path, plan = delivered[1] / WEIGHTS, delivered[1] / PLAN
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    plan.write_text(replace(plan_for(Tiny()), weights_sha256=sha256).to_json())
+    load_pruned(Tiny, delivered[1])
+
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    with pytest.raises(InputError) as caught:
+        load_pruned(Tiny, delivered[1])
+    assert str(caught.value) == (
+        f"{path} is not as it was written: its SHA-256 is not the one in pruning_plan.json. "
+        "Give a folder that dtp-deploy compress --out wrote, as it was written."
+    )
+
+
 def test_the_exact_text_for_missing_weights(delivered: tuple[nn.Module, Path]) -> None:
     (delivered[1] / WEIGHTS).unlink()
 
@@ -417,7 +458,8 @@ def crashing() -> nn.Module:
         (
             crashing,
             InputError,
-            "The factory raised ValueError: no such layer. Correct it; it is called without arguments.",
+            f"The factory raised ValueError: no such layer, at "
+            f"test_artefact.py:{crashing.__code__.co_firstlineno + 1}. Correct it; it is called without arguments.",
         ),
         (lambda: 3, InputError, "The factory returned a int. Let it return the dense torch.nn.Module."),
     ],

@@ -36,6 +36,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert folder
 
 
+def test_full_disk_at_the_first_checkpoint_promises_none(tmp_path: Path) -> None:
+    message = r"could not be written to .* \(File too large\)\. Make room, and start again\.$"
+    with files_up_to(100_000), pytest.raises(InputError, match=message):
+        CheckpointFolder(tmp_path).save({"weights": torch.zeros(1_000_000)}, step=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     folder.save({"weights": torch.zeros(10)}, step=1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from dtp_deploy.artefact import MODULE, PLAN, WEIGHTS, load_pruned, read_plan
 from dtp_deploy.config import CompressConfig, ConfigFile
-from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.errors import BudgetError, InputError, UsageError
 from dtp_deploy.job import Job, ask_for_trust, resolve
 from dtp_deploy.loading import CheckpointInfo
 from dtp_deploy.loading.preprocessing import Preprocessing
@@ -79,6 +79,10 @@ def percent(outputs, targets):
     return 87.5
 
 number = 3
+
+def indices():
+    data = TensorDataset(torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,)))
+    return DataLoader(data, 8), DataLoader(data, 8)
 """
 
 
@@ -115,7 +119,7 @@ def test_the_shape_may_come_from_data_that_have_one() -> None:
 
 def test_a_shape_that_nobody_names_is_asked_for() -> None:
     assert refused(data=None) == (
-        "Synthetic data have no shape of their own. Give --input, the batch first: 1x3x224x224."
+        "No --input is given, and the model's configuration names none. Give --input 1x3x224x224, say."
     )
 
 
@@ -130,6 +134,12 @@ def test_inputs_are_put_into_the_models_order() -> None:
     )
 
 
+def test_a_missing_shape_is_said_before_any_data_are_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtp_deploy.job.load_data", lambda *words, **given: pytest.fail("data were read"))
+
+    assert refused(data="synthetic").startswith("No --input is given, ")
+
+
 def test_an_input_that_the_model_does_not_take_is_refused() -> None:
     assert refused(data=None, input="1x3x8x8").startswith("Net does not take --input 1x3x8x8 (RuntimeError: ")
 
@@ -140,6 +150,10 @@ def test_an_input_that_the_model_does_not_take_is_refused() -> None:
 def test_labels_make_a_classification_and_none_a_distillation() -> None:
     assert job().task is CLASSIFICATION
     assert job(data=None, input="1x1x8x8").task is UNLABELLED
+
+
+def test_loaders_with_whole_numbers_as_targets_make_a_classification() -> None:
+    assert job(data="job_nets:indices").task is CLASSIFICATION
 
 
 def test_a_loss_and_a_metric_of_ones_own() -> None:
@@ -177,7 +191,7 @@ def test_a_metric_alone_leaves_the_classes() -> None:
         ),
         (
             {"loss": "job_nets:number"},
-            "--loss job_nets:number is a int, which cannot be called. Give a function (outputs, targets).",
+            "--loss job_nets:number is an int, which cannot be called. Give a function (outputs, targets).",
         ),
     ],
 )
@@ -191,11 +205,20 @@ def test_a_task_that_does_not_fit_is_refused(given: dict[str, object], message: 
         (
             "loss",
             "crash",
-            "--loss job_nets:crash raised ValueError: no such layer. Correct it; it is called with what the model "
-            "returns and with what the data give as targets.",
+            "--loss job_nets:crash raised ValueError: no such layer, at job_nets.py:49. Correct it; it is called with "
+            "what the model returns and with what the data give as targets.",
         ),
-        ("loss", "whole", "--loss job_nets:whole returned 2x10. Let it return a scalar tensor: the mean of the batch."),
-        ("loss", "half", "--loss job_nets:half returned float. Let it return a scalar tensor: the mean of the batch."),
+        (
+            "loss",
+            "whole",
+            "--loss job_nets:whole returned a tensor of shape (2, 10). Let it return a scalar tensor: the mean of the "
+            "batch.",
+        ),
+        (
+            "loss",
+            "half",
+            "--loss job_nets:half returned a float. Let it return a scalar tensor: the mean of the batch.",
+        ),
         (
             "metric",
             "percent",
@@ -236,6 +259,29 @@ def test_flags_make_the_preprocessing(folder: Path) -> None:
     assert data.sample_shapes == ((1, 8, 8),)
 
 
+def test_flags_for_a_model_of_grey_pictures_are_for_grey(folder: Path) -> None:
+    photos = pictures(folder / "photos")
+    data = job(data=photos, input="1x1x8x8", mean="0.5").data
+    assert data.preprocessing == Preprocessing(crop=(8, 8), channels="grey", mean=(0.5,)).to_json()
+    assert refused(data=photos, input="1x1x8x8", channels="rgb") == (
+        "--input 1x1x8x8 does not fit --data photos, whose pictures --channels rgb makes 3x8x8. Give --input 1x3x8x8, "
+        "or --channels grey."
+    )
+
+
+def test_a_crop_that_does_not_fit_the_input_is_named(folder: Path) -> None:
+    assert refused(data=pictures(folder / "photos"), input="1x1x8x8", crop="6") == (
+        "--input 1x1x8x8 does not fit --data photos, whose pictures --crop 6x6 makes 1x6x6. Give --input 1x1x6x6, or "
+        "--crop 8x8."
+    )
+
+
+def test_flags_that_have_nothing_to_do_are_refused() -> None:
+    assert refused(mean="0.5") == (
+        "--mean does not apply to --data digits, which come as they are. Leave it out; it is for folders of pictures."
+    )
+
+
 def test_flags_come_on_top_of_what_the_model_suggests() -> None:
     from dtp_deploy.job import _preprocessing
     from dtp_deploy.loading import InputSpec
@@ -274,6 +320,50 @@ def test_trust_is_asked_for_only_where_it_is_needed() -> None:
     assert asked == []
     assert ask_for_trust(CompressConfig(checkpoint="pickled.pt"), yes).trust is True
     assert asked[0].imports[0] == "job_nets.Net"
+
+
+# ---- the budget that nobody typed ------------------------------------------------------------------------------------
+
+
+def test_the_default_budget_is_named_in_a_note() -> None:
+    assert job(macs=None, target="ssh").notes == ("No budget was given: --macs 50% was taken.",)
+    assert job(macs=None).notes == ("No budget was given: --latency 50% was taken.",)
+    assert job().notes == ()
+
+
+def test_half_of_a_predicted_latency_is_the_default_where_it_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtp_deploy.job.why_not_predicted", lambda *given: None)
+
+    chosen = job(macs=None, target="jetson")
+
+    assert [(one.kind, str(one)) for one in chosen.budgets] == [("latency", "50%")]
+    assert chosen.notes == ("No budget was given: --latency 50% was taken.",)
+
+
+def test_macs_are_the_default_where_half_of_the_predicted_latency_is_out_of_reach() -> None:
+    chosen = job(macs=None, target="jetson")  # so small a model is all launches of kernels
+
+    assert [(one.kind, str(one)) for one in chosen.budgets] == [("macs", "50%")]
+    assert chosen.notes[0].startswith(
+        "No budget was given: --macs 50% was taken. --latency 50% would have come first: On jetson the narrowest "
+        "network that pruning may leave is predicted to take "
+    )
+
+
+def test_a_default_that_cannot_be_met_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: object, **given: object) -> Report:
+        raise BudgetError("--latency 50% is below what can be reached on cpu. Give 63% or more.")
+
+    monkeypatch.setattr("dtp_deploy.job.compress", fail)
+
+    with pytest.raises(BudgetError) as caught:
+        job(macs=None).run()
+    assert str(caught.value) == (
+        "--latency 50% is below what can be reached on cpu. Give 63% or more. --latency 50% is the default, because no "
+        "budget was typed: type --latency with what can be reached, or --macs 50%."
+    )
+    with pytest.raises(BudgetError, match=r"Give 63% or more\.$"):
+        job(latency="50%").run()
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------
@@ -337,7 +427,18 @@ def test_a_damaged_artefact_is_refused(first: tuple[Report, Path]) -> None:
     (once / PLAN).write_text("{}")
     assert refused(checkpoint="once").startswith("once/pruning_plan.json: This is not a pruning plan (KeyError: ")
     (once / PLAN).write_text(json.dumps(plan))
-    (once / WEIGHTS).write_bytes((once / WEIGHTS).read_bytes()[:-8])
+    (once / PLAN).write_text(json.dumps(plan | {"schema_version": "x"}))
+    assert refused(checkpoint="once").startswith(
+        "once/pruning_plan.json: This is not a pruning plan (ValueError: schema_version is 'x', and no whole number). "
+    )
+    (once / PLAN).write_text(json.dumps(plan))
+    content = (once / WEIGHTS).read_bytes()
+    (once / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert refused(checkpoint="once") == (
+        "once/model.safetensors is not as it was written: its SHA-256 is not the one in pruning_plan.json. Give a "
+        "folder that dtp-deploy compress --out wrote, as it was written."
+    )
+    (once / WEIGHTS).write_bytes(content[:-8])
     assert refused(checkpoint="once").startswith("once/model.safetensors is damaged (SafetensorError: ")
 
 

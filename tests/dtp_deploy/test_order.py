@@ -22,10 +22,18 @@ def test_what_was_not_given_is_filled_in() -> None:
 
     assert order.out == Path("best-compressed")
     assert order.budgets == (parse_budget("latency", "50%"),)
+    assert order.budget_is_default
+    assert not make_order(CompressConfig(checkpoint="nets/best.pt", macs="50%")).budget_is_default
     assert order.target.name == "cpu"
 
 
-def test_a_target_that_cannot_measure_gets_a_budget_of_macs() -> None:
+def test_a_target_that_predicts_gets_a_budget_of_latency() -> None:
+    order = make_order(CompressConfig(checkpoint="best.pt", target="jetson"))
+
+    assert order.budgets == (parse_budget("latency", "50%"),)
+
+
+def test_a_target_that_can_do_neither_gets_a_budget_of_macs() -> None:
     order = make_order(CompressConfig(checkpoint="best.pt", target="ssh", per_layer=True))
 
     assert order.budgets == (parse_budget("macs", "50%", "per-layer"),)

@@ -239,7 +239,7 @@ def test_without_a_host_it_says_what_to_give():
     assert (state.available, state.reason, state.install) == (
         False,
         "needs the name of a board",
-        "give host=user@board",
+        "Give --host user@board.",
     )
 
 
@@ -260,3 +260,33 @@ def test_files_come_back_from_this_machine_too(tmp_path):
     assert not Path(connection.folder).exists()
     with pytest.raises(TargetError, match="The connection to this machine was cut"):
         connection.run("true")
+
+
+def test_a_command_that_hangs_is_ended_in_its_time(spec, tmp_path):
+    hanging = options(spec, command="sh -c 'sleep 60; echo 1' {model}", build_timeout_s=1.0)
+    with pytest.raises(TargetError, match=r"sh ran for more than 1 s and was ended\.$"):
+        find_target(hanging).build(make_case(spec, tmp_path).model_path)
+
+
+def test_a_board_that_does_not_answer_is_given_up(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("dtp_deploy_targets.remote._SLACK_S", -58.0)
+    hanging = options(spec, command="sh -c 'sleep 60; echo 1' {model}", build_timeout_s=60.0)
+    with pytest.raises(TargetError, match=r"took more than 2 s while building\. Raise build_timeout_s if it is only"):
+        find_target(hanging).build(make_case(spec, tmp_path).model_path)
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), True])
+def test_a_time_that_is_none_is_refused(seconds):
+    with pytest.raises(UsageError, match=r"^build_timeout_s=.* is not possible for target 'ssh'\. Give seconds, more"):
+        find_target(TargetSpec(SSH, {"build_timeout_s": seconds}))
+
+
+def test_nobody_is_asked_for_a_password_by_the_ssh_to_a_jump_host(spec, tmp_path, sshd, monkeypatch):
+    seen = tmp_path / "seen"
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
+    config = Path(sshd.write_config())
+    proxy = f"ProxyCommand sh -c 'echo $SSH_ASKPASS_REQUIRE > {seen}; exit 1'"
+    config.write_text(f"Host loopback\n  {proxy}\n" + config.read_text())
+    with pytest.raises(TargetError):
+        Connection("loopback", config=str(config))
+    assert seen.read_text() == "never\n"

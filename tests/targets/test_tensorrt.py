@@ -201,6 +201,31 @@ def test_trtexec_builds_runs_and_measures(model, stand_in_trtexec):
     assert "--noTF32" in calls
 
 
+def test_trtexec_is_told_which_gpu_and_may_use_sparse_kernels(model, stand_in_trtexec):
+    engine = TensorRtTarget(precision="fp16").build(model)
+    assert engine.info.device.startswith("Stand-in GPU sm8.7")
+    build, inspect = [line for line in stand_in_trtexec.read_text().splitlines() if "--help" not in line][:2]
+    assert "--device=0" in build.split()
+    assert "--device=0" in inspect.split()
+    assert "--sparsity=enable" in build.split()
+
+
+def test_an_engine_of_another_gpu_is_not_taken_from_the_cache(model, stand_in_trtexec, monkeypatch):
+    names = [TensorRtTarget().build(model).info.options["engine"]]
+    names.append(TensorRtTarget().build(model).info.options["engine"])
+    monkeypatch.setattr(cuda, "gpu", lambda index=0: cuda.Gpu(index, "Another GPU", "8.9"))
+    names.append(TensorRtTarget().build(model).info.options["engine"])
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_package_that_is_too_old_gives_way_to_trtexec(model, stand_in_trtexec, monkeypatch):
+    old = ModuleType("tensorrt")
+    old.__version__ = "8.6.2"
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    monkeypatch.setattr("dtp_deploy_targets.tensorrt.find_spec", lambda name: old)
+    assert TensorRtTarget(precision="fp16").build(model).info.runtime_version == "10.3.0"
+
+
 def test_trtexec_11_gets_a_converted_model_and_no_flag(model, stand_in_trtexec, monkeypatch):
     monkeypatch.setenv("REPLAY_VERSION", "110100")
     assert TensorRtTarget(precision="fp16").build(model).info.runtime_version == "11.1.0"

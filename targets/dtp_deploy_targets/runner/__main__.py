@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 ROOT_VARIABLE = "DTP_DEPLOY_BOARD_ROOT"
 """Another folder than "/" to read the board's files from: for tests, which replay a board."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _MEASURE_DEFAULTS = {"blocks": 20, "max_samples": 10_000, "min_samples": 50}
 
 
@@ -56,12 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(parsed: argparse.Namespace, root: Path) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "dtp-deploy-measurement",
         "board": detect(root)._asdict(),
+        "board_root": str(root),
         "models": {},
         "errors": [],
     }
@@ -101,6 +103,8 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    for further in _SIGNALS:  # what is put back on the way out is put back in peace
+        signal.signal(further, signal.SIG_IGN)
     raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
 

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import os
 import shlex
-from pathlib import Path
+import signal
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dtp_deploy_targets.runner.processes import run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 ON_EXIT = "on-exit"
 """A script in the runner's folder that restores the clocks. Who removes the folder runs it first, so that the clocks
 come back even if the runner is killed."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
 
 class LockedClocks:
-    """``with LockedClocks(folder): ...`` locks the clocks with jetson_clocks, as root or by sudo without a password.
+    """``with LockedClocks(folder, keep): ...`` locks the clocks with jetson_clocks, as root or by sudo without a
+    password.
+
+    Args:
+        folder: of the runner; it goes with it.
+        keep: a folder that stays. What the clocks were is written there, and removed only when they are so again: if
+            putting them back fails, it can still be done by hand.
 
     Raises:
         RuntimeError: on entering, the clocks cannot be locked: they are then as they were.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._store = folder / "clocks.store"
+    def __init__(self, folder: Path, keep: Path) -> None:
+        self._store = keep / f"clocks-{os.getpid()}.store"
         self._script = folder / ON_EXIT
         self._program = ["jetson_clocks"] if os.geteuid() == 0 else ["sudo", "-n", "jetson_clocks"]
 
     def __enter__(self) -> LockedClocks:
-        self._call(["--store", str(self._store)], "store")
-        self._script.write_text(" ".join(shlex.quote(word) for word in self._restore()) + "\n")
+        self._store.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_store()  # jetson_clocks asks before it writes over one
         try:
+            self._call(["--store", str(self._store)], "store")
+            restore = " ".join(shlex.quote(word) for word in self._restore())
+            self._script.write_text(f"{restore} && rm -f {shlex.quote(str(self._store))}\n")
             self._call([], "lock")
-        except RuntimeError:
+        except BaseException:  # an interrupt too: the clocks may be locked already
             self.restore()
             raise
         return self
@@ -43,23 +57,50 @@ class LockedClocks:
         self.restore()
 
     def restore(self) -> None:
-        """Put the clocks back. Doing it twice does no harm.
+        """Put the clocks back; signals wait until that is done. Doing it twice does no harm.
 
         Raises:
-            RuntimeError: jetson_clocks failed; the script to restore them stays.
+            RuntimeError: jetson_clocks failed; the script to restore them stays, and what they were.
         """
-        if self._script.exists():
-            self._call(["--restore", str(self._store)], "restore")
-            self._script.unlink()
+        with _signals_later():
+            if self._script.exists():
+                by_hand = f". What they were is kept; put them back with: {' '.join(self._restore())}"
+                self._call(["--restore", str(self._store)], "restore", by_hand)
+                self._script.unlink()
+            self._remove_store()
+
+    def _remove_store(self) -> None:
+        if self._store.exists():
+            self._store.unlink()
 
     def _restore(self) -> Sequence[str]:
         return [*self._program, "--restore", str(self._store)]
 
-    def _call(self, options: Sequence[str], what: str) -> None:
+    def _call(self, options: Sequence[str], what: str, remedy: str = "") -> None:
         done = run([*self._program, *options], timeout_s=60)
         if done.status != 0:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise RuntimeError(
-                f"cannot {what} the clocks: {said[-1] if said else 'jetson_clocks failed'}. "
-                "It needs root, or sudo without a password for jetson_clocks; or leave lock_clocks out"
+                f"cannot {what} the clocks: {said[-1] if said else 'jetson_clocks failed'}"
+                + (remedy or ". It needs root, or sudo without a password for jetson_clocks; or leave lock_clocks out")
             )
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Signals that come meanwhile are handled at the end.
+
+    Their handlers are what is changed, for a mask would hold in one thread only, and in every child.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one handles signals
+        yield
+        return
+    came = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

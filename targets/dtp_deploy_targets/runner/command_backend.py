@@ -36,10 +36,13 @@ def parse_latencies(text: str) -> list[float]:
 
 
 class CommandBackend:
-    """Models by name, each measured by starting the command with ``{model}`` replaced by its path."""
+    """Models by name, each measured by starting the command with ``{model}`` replaced by its path.
 
-    def __init__(self, command: str) -> None:
-        self._words = shlex.split(command)
+    A run that takes longer than `timeout_s` is ended.
+    """
+
+    def __init__(self, command: str, timeout_s: float) -> None:
+        self._words, self._timeout_s = shlex.split(command), timeout_s
         self._paths: dict[str, Path] = {}
 
     def build(self, name: str, onnx: Path, samples: Mapping[str, Blob] | None = None) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class CommandBackend:
 
     def _latencies(self, name: str) -> list[float]:
         command = [word.replace("{model}", str(self._paths[name])) for word in self._words]
-        done = run(command)
+        done = run(command, self._timeout_s)
         if done.status != 0:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise RuntimeError(

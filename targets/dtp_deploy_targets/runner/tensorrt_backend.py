@@ -40,12 +40,18 @@ class Options(NamedTuple):
         dla: the DLA core, -1 for none.
         lock_clocks: lock the clocks while measuring.
         cache: the folder that keeps the engines; "~" is the home folder on the board.
+        build_timeout_s: the longest that building one engine may take.
+        device: the index of the GPU; -1 for the only one.
+        gpu: what that GPU is, where the board's files do not say: engines of one do not fit another.
     """
 
     precision: str = "fp16"
     dla: int = -1
     lock_clocks: bool = False
     cache: str = "~/.cache/dtp-deploy"
+    build_timeout_s: float = 3600.0
+    device: int = -1
+    gpu: str = ""
 
 
 class BuiltEngine(NamedTuple):
@@ -78,6 +84,7 @@ class TensorRtBackend:
                 f"{self.board.jetpack or 'unknown'} has no DLA compiler (libnvdla_compiler.so)"
             )
         self.version = version or trtexec.Version(0)
+        self._device_flags = [f"--device={options.device}"] if options.device >= 0 else []
         self._engines: dict[str, BuiltEngine] = {}
         self.command_lines: list[str] = []
 
@@ -101,19 +108,23 @@ class TensorRtBackend:
 
     def _key(self, onnx: Path) -> str:
         board, options = self.board, self._options
-        parts = (board.module, board.soc, board.l4t, str(self.version), options.precision, str(options.dla))
+        parts = (
+            board.module, board.soc, board.l4t, str(self.version), options.precision, str(options.dla), options.gpu,
+            "sparse where the weights are",
+        )  # fmt: skip
         digest = hashlib.sha256("\n".join(parts).encode() + onnx.read_bytes()).hexdigest()
         return f"{digest[:24]}-{options.precision}"
 
     def _build(self, onnx: Path, path: Path) -> str:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        timing_cache = path.parent / f"timing-{self.version}-{self.board.soc or 'gpu'}.cache"
+        timing_cache = path.parent / f"timing-{self.version}-{self._gpu_slug()}.cache"
+        # It takes effect only where the weights are 2:4, which the builder sees for itself.
         command = trtexec.build_command(
             self.board.trtexec, self.version, str(onnx), str(partial), self._options.precision,
-            timing_cache=str(timing_cache), dla_core=self._options.dla,
+            timing_cache=str(timing_cache), dla_core=self._options.dla, sparsity=True,
         )  # fmt: skip
         try:
-            done = self._call(command, None)
+            done = self._call([*command, *self._device_flags], self._options.build_timeout_s)
             partial.replace(path)
         finally:
             if partial.exists():
@@ -125,7 +136,7 @@ class TensorRtBackend:
         command = trtexec.inspect_command(
             self.board.trtexec, self.version, str(path), str(profile), str(layers), dla_core=self._options.dla
         )
-        self._call(command, _CALL_TIMEOUT_S)
+        self._call([*command, *self._device_flags], _CALL_TIMEOUT_S)
         times = parse_profile(profile.read_text())
         placement = trtexec.parse_placement(build_log)
         on_dla = "int8" if self._options.precision == "int8" else "fp16"
@@ -148,6 +159,9 @@ class TensorRtBackend:
                 "lock_clocks": self._options.lock_clocks,
             },
         }
+        sparsity = trtexec.parse_sparsity(build_log)
+        if sparsity is not None:
+            info["options"].update(sparse_eligible=len(sparsity.eligible), sparse_picked=len(sparsity.picked))
         if self._options.dla >= 0:
             share = gpu_fallback_share(placement.dla, placement.gpu, times)
             info["options"].update(dla_layers=len(placement.dla), gpu_layers=len(placement.gpu))
@@ -158,7 +172,11 @@ class TensorRtBackend:
         details = [self.board.module_name, self.board.l4t and f"L4T {self.board.l4t}"]
         details.append(self.board.jetpack and f"JetPack {self.board.jetpack}")
         known = ", ".join(detail for detail in details if detail)
-        return f"{self.board.model or 'GPU'} ({known})" if known else self.board.model or "GPU"
+        model = self.board.model or self._options.gpu or "GPU"
+        return f"{model} ({known})" if known else model
+
+    def _gpu_slug(self) -> str:
+        return self.board.soc or re.sub(r"[^A-Za-z0-9.]+", "-", self._options.gpu) or "gpu"
 
     def run(self, name: str, blobs: Mapping[str, Blob]) -> list[Blob]:
         """Run an engine once. The outputs are float64, with the six significant digits that trtexec writes."""
@@ -170,7 +188,10 @@ class TensorRtBackend:
         outputs = self._folder / "outputs.json"
         engine = self._engines[name].path
         self._call(
-            trtexec.run_command(self.board.trtexec, str(engine), inputs, str(outputs), dla_core=self._options.dla),
+            [
+                *trtexec.run_command(self.board.trtexec, str(engine), inputs, str(outputs), dla_core=self._options.dla),
+                *self._device_flags,
+            ],
             _CALL_TIMEOUT_S,
         )
         return [
@@ -185,7 +206,7 @@ class TensorRtBackend:
         """
         if not self._options.lock_clocks:
             return self._measure(names, settings)
-        with LockedClocks(self._folder):
+        with LockedClocks(self._folder, Path(self._options.cache).expanduser()):
             return self._measure(names, settings)
 
     def _measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +271,7 @@ class TensorRtBackend:
             iterations=math.ceil(int(settings["min_samples"]) / rounds),
             dla_core=self._options.dla,
         )
-        return command, times
+        return [*command, *self._device_flags], times
 
     def _call(self, command: Sequence[str], timeout_s: float | None) -> Done:
         self.command_lines.append(_without_home(" ".join(command)))

@@ -56,5 +56,7 @@ def test_the_report_counts_deviations_and_names_the_biggest(model: nn.Module) ->
         "1 of 2 groups keep their full width, as no smaller one is faster on the target; the one that the masks cut "
         "most is 0: 9 of 16 channels.",
     ]
+    predicted = explain_deviations({"0": 9, "2": 17}, plan, [(16,), (12, 24)], groups, predicted=True)
+    assert "to suit the target and the predicted latency" in predicted[0]
     assert explain_deviations({"0": 16, "2": 12}, plan, [(8, 16), (12, 24)], groups) == []
     assert explain_deviations({"0": 9, "2": 17}, plan, None, groups) == []

@@ -349,6 +349,42 @@ def test_floats_are_not_preprocessed_and_the_report_says_so(path: Path) -> None:
     assert np.array_equal(data.x_train, FLOATS)
 
 
+@pytest.mark.parametrize("option", ["resize", "crop", "letterbox"])
+def test_arrays_are_never_resized(path: Path, option: str) -> None:
+    np.savez(path, **arrays())
+    with pytest.raises(UsageError) as caught:
+        load_data(str(path), preprocessing=Preprocessing(), options=["mean", option])
+    assert str(caught.value) == (
+        f"--{option} does not apply to --data {path}, whose arrays are never resized. "
+        "Leave it out; it is for folders of pictures."
+    )
+
+
+def test_what_a_model_suggests_is_not_refused(path: Path) -> None:
+    np.savez(path, **arrays())
+    suggested = Preprocessing(resize=6, crop=(4, 5), mean=(0.5,))
+    assert in_memory(str(path), preprocessing=suggested).preprocessing == suggested.to_json()
+    assert load_data("digits", preprocessing=suggested).preprocessing == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [("digits", "which come as they are"), ("mine:make", "whose loaders make the inputs themselves. Preprocess there")],
+)
+def test_preprocessing_of_what_needs_none(spec: str, why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_data(spec, preprocessing=Preprocessing(mean=(0.5,)), options=["mean"])
+    assert str(caught.value) == (
+        f"--mean does not apply to --data {spec}, {why}. Leave it out; it is for folders of pictures."
+    )
+
+
+def test_grey_arrays_need_no_word_that_they_are(path: Path) -> None:
+    np.savez(path, **arrays(x_train=np.zeros((6, 8, 8), np.uint8), x_val=np.zeros((3, 8, 8), np.uint8)))
+    data = in_memory(str(path), preprocessing=Preprocessing(mean=(0.5,)), options=["mean"])
+    assert data.preprocessing == Preprocessing(crop=(8, 8), channels="grey", mean=(0.5,)).to_json()
+
+
 def test_preprocessing_for_other_channels(path: Path) -> None:
     np.savez(path, **arrays())
     with pytest.raises(InputError) as caught:

@@ -10,10 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from torch import nn
 
+import dtp_deploy
 from dtp_deploy.loading.folders import PICTURES
 from dtp_deploy.loading.loaders import LoaderData
 from dtp_deploy.loading.preprocessing import METADATA_KEY, Preprocessing, preprocessing_json
+from dtp_deploy.profile.measure import MeasureSettings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
 LOADERS, PREDICT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -51,6 +54,27 @@ def test_loaders() -> None:
     assert data.sample_shapes == ((3, 32, 32),)
     assert len(data.train(64, 0)) == 4
     assert data.validation_size == 64
+
+
+def test_a_model_is_pruned_with_the_loaders(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    report = dtp_deploy.compress(
+        model,
+        data=LoaderData("mine:loaders", *run(LOADERS)["loaders"]()),
+        budget=dtp_deploy.parse_budget("macs", "60%"),
+        out=tmp_path / "out",
+        settings=dtp_deploy.Settings(epochs=1),
+        measuring=MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0),
+    )
+    assert any("training data are those of the loader given" in note for note in report.notes)
+    assert (tmp_path / "out" / "model.onnx").is_file()
 
 
 def test_the_page_names_every_ending_of_a_picture() -> None:

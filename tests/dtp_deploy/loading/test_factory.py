@@ -134,7 +134,7 @@ def test_a_factory_that_raises_keeps_the_cause(write: Write) -> None:
         "--model wd_raises:net raised TypeError: net() missing 1 required positional argument: 'width'. "
         "Correct it; it is called without arguments: if it needs some, give a function that fills them in.",
     )
-    with pytest.raises(InputError, match=r"raised ValueError: first\. Correct it") as caught:
+    with pytest.raises(InputError, match=r"raised ValueError: first, at wd_raises\.py:2\. Correct it") as caught:
         make_model("wd_raises:fail")
     assert isinstance(caught.value.__cause__, ValueError)
 

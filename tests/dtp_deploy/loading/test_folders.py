@@ -57,6 +57,16 @@ def test_classes_that_are_split_already(split: Path, name: str, write_patches: W
     assert labels.bincount().tolist() == [7, 6]
 
 
+def test_inputs_that_are_not_finite(split: Path) -> None:
+    data = load(split, preprocessing=Preprocessing(crop=(16, 16), std=(1e-42,)))
+    with pytest.raises(InputError) as caught:
+        next(data.validation(4))
+    assert str(caught.value) == (
+        f"--data {split}: the first validation batch holds NaN or infinite inputs. Replace or drop those samples, or "
+        "correct the preprocessing (a division by zero, say)."
+    )
+
+
 def test_labels_belong_to_their_pictures(split: Path) -> None:
     """The sky over the temple makes the patches of one photo differ from the other's: told from the pixels alone."""
     data = load(split)

@@ -44,7 +44,7 @@ def test_gives_what_the_function_returns(hook: Callable[[str], nn.Module]) -> No
         (
             "NUMBER",
             UsageError,
-            " is a int, not a function. Give a function that takes a torch.nn.Module and returns one.",
+            " is an int, not a function. Give a function that takes a torch.nn.Module and returns one.",
         ),
         (
             "BUILT",
@@ -61,12 +61,13 @@ def test_gives_what_the_function_returns(hook: Callable[[str], nn.Module]) -> No
         (
             "failing",
             InputError,
-            " raised ValueError: no such head. Correct it; it is called with the model as its only argument.",
+            " raised ValueError: no such head, at user_hooks.py:10. Correct it; "
+            "it is called with the model as its only argument.",
         ),
         (
             "leaving",
             InputError,
-            " raised SystemExit: 3. Correct it; it is called with the model as its only argument.",
+            " raised SystemExit: 3, at user_hooks.py:11. Correct it; it is called with the model as its only argument.",
         ),
         (
             "two",

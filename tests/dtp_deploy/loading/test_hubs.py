@@ -1,6 +1,7 @@
 """What does not need timm and torchvision is tried on stand-ins for them; the rest where they are installed."""
 
 import importlib.util
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def assert_error(kind: type[DtpError], message: str, call: Callable[[], object])
     with pytest.raises(kind) as caught:
         call()
     assert type(caught.value) is kind
-    assert str(caught.value) == message
+    assert re.sub(r", at (test_hubs|__init__)\.py:\d+", "", str(caught.value)) == message  # the packages are faked here
 
 
 @pytest.mark.parametrize(

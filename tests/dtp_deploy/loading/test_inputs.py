@@ -122,7 +122,9 @@ def test_says_what_the_model_says_of_a_wrong_shape() -> None:
     assert_error(
         InputError,
         "TwoInputs does not take --input 2x4 --input 2x5:int64 (RuntimeError: mat1 and mat2 shapes cannot be "
-        "multiplied (2x4 and 3x4)). Give the shape and type of each input that its forward() needs, the batch first.",
+        "multiplied (2x4 and 3x4), at test_inputs.py:"
+        f"{TwoInputs.forward.__code__.co_firstlineno + 2}). Give the shape and type of each "
+        "input that its forward() needs, the batch first.",
         parse_input("2x4"),
         parse_input("2x5:int64"),
     )

@@ -130,6 +130,17 @@ def test_an_infinity_that_the_model_holds_by_design_is_allowed() -> None:
     load_weights(masked(), checkpoint(weights(masked())))
 
 
+@pytest.mark.parametrize(("count", "kept"), [(12.0, 12), (float("inf"), 65504)])
+def test_a_state_dict_that_was_made_half_precision_whole(count: float, kept: int) -> None:
+    given = {name: value.half() for name, value in weights().items()}
+    given["1.num_batches_tracked"].fill_(count)
+    model = net()
+    load_weights(model, checkpoint(given))
+    assert torch.equal(model[0].weight, given["0.weight"].float())
+    assert model[1].num_batches_tracked.dtype == torch.int64
+    assert model[1].num_batches_tracked == kept
+
+
 def test_refuses_sparse_weights() -> None:
     given = weights()
     given["3.bias"] = given["3.bias"].to_sparse()

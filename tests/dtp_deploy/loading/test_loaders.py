@@ -42,7 +42,7 @@ def test_data_loaders(load: Callable[[Any], LoaderData]) -> None:
     data = load(pair(DataLoader(TensorDataset(X, Y), 3)))
     assert data.name == "mine:make"
     assert data.labelled
-    assert (data.class_names, data.num_classes) == (None, None)
+    assert (data.class_names, data.num_classes) == (None, 8)
     assert data.sample_shapes == ((3,),)
     assert data.validation_size == 8
     assert len(data.train(64, 0)) == 3
@@ -160,7 +160,8 @@ NO_LENGTH = (
     [
         (
             raising,
-            " raised KeyError: 'photos'. Correct it; it is called without arguments: "
+            f" raised KeyError: 'photos', at test_loaders.py:{raising.__code__.co_firstlineno + 1}. "
+            "Correct it; it is called without arguments: "
             "if it needs some, give a function that fills them in.",
         ),
         (lambda: None, f" returned a NoneType. {TWO}"),
@@ -168,7 +169,7 @@ NO_LENGTH = (
         (lambda: (X, X, X), f" returned 3 values. {TWO}"),
         (
             pair(7),
-            ": its train loader is a int, which cannot be iterated. Give a DataLoader, or a list of batches.",
+            ": its train loader is an int, which cannot be iterated. Give a DataLoader, or a list of batches.",
         ),
         (
             pair([X], iter([X])),
@@ -225,7 +226,10 @@ def test_a_loader_that_raises_on_the_way(load: Callable[[Any], LoaderData]) -> N
     data = load(pair(Breaking()))
     with pytest.raises(InputError) as caught:
         list(data.train(1, 0))
-    assert str(caught.value) == "--data mine:make: a loader raised OSError: disk gone. Correct it."
+    assert str(caught.value) == (
+        "--data mine:make: a loader raised OSError: disk gone, at "
+        f"test_loaders.py:{Breaking.__iter__.__code__.co_firstlineno + 2}. Correct it."
+    )
 
 
 def test_batches_of_different_forms(load: Callable[[Any], LoaderData]) -> None:
@@ -278,3 +282,90 @@ def test_augmentation_is_the_loaders_own(load: Callable[[Any], LoaderData]) -> N
         "--augment shift does not apply to --data mine:make, whose loader makes its own batches. "
         "Augment there, and leave the option out."
     )
+
+
+# ---- class indices ---------------------------------------------------------------------------------------------------
+
+
+def with_classes(x: Tensor, y: Tensor, *names: str) -> DataLoader[tuple[Tensor, ...]]:
+    dataset = TensorDataset(x, y)
+    dataset.classes = list(names)  # type: ignore[attr-defined]
+    return DataLoader(dataset, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_whole_numbers_one_a_sample_are_class_indices(load: Callable[[Any], LoaderData], dtype: torch.dtype) -> None:
+    data = load(pair(DataLoader(TensorDataset(X, Y.to(dtype) % 5), 3)))
+    assert (data.num_classes, data.class_names) == (5, None)
+    for _, targets in (*data.train(1, 0), *data.validation(3)):
+        assert targets.dtype == torch.int64, "as cross-entropy needs them"
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.rand(8), torch.rand(8, 4), torch.ones(8, 1, dtype=torch.int64), torch.ones(8, dtype=torch.bool)]
+)
+def test_other_targets_are_no_class_indices_whatever_their_data_set_says(
+    load: Callable[[Any], LoaderData], targets: Tensor
+) -> None:
+    data = load(pair(with_classes(X, targets, "cat", "dog")))
+    assert data.labelled
+    assert (data.num_classes, data.class_names) == (None, None)
+
+
+def test_the_larger_of_names_and_indices_counts(load: Callable[[Any], LoaderData]) -> None:
+    assert load(pair(with_classes(X, Y % 2, "cat", "dog", "cow"))).num_classes == 3
+    assert load(pair(with_classes(X, Y, "cat", "dog", "cow"))).num_classes == 8
+
+
+def test_counting_samples_and_classes_is_one_pass(load: Callable[[Any], LoaderData]) -> None:
+    class Counting(list[Any]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.passes += 1
+            return super().__iter__()
+
+    batches = Counting([(X, Y)])
+    data = load(pair(batches))
+    looked_at = batches.passes
+    assert (data.validation_size, data.num_classes, data.validation_size) == (8, 8, 8)
+    assert batches.passes == looked_at + 1
+
+
+def test_targets_that_change_their_kind(load: Callable[[Any], LoaderData]) -> None:
+    data = load(pair([(X, Y.float())], [(X, Y)]))
+    with pytest.raises(InputError) as caught:
+        list(data.train(1, 0))
+    assert str(caught.value) == (
+        "--data mine:make: a batch has targets that are no class indices, and those of the first validation batch "
+        "are. Give all in one form."
+    )
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite(load: Callable[[Any], LoaderData], value: float) -> None:
+    assert_refused(
+        load,
+        pair([X], [X.index_fill(0, torch.tensor([1]), value)]),
+        ": the first validation batch holds NaN or infinite inputs. Replace or drop those samples, or correct the "
+        "preprocessing (a division by zero, say).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dtype"), [(X.double().numpy(), "float64"), (X.double(), "float64"), (X.half(), "float16")]
+)
+def test_inputs_of_another_precision(load: Callable[[Any], LoaderData], inputs: object, dtype: str) -> None:
+    assert_refused(
+        load,
+        pair([(inputs, Y)]),
+        f": its inputs are {dtype}, and float32 is needed, as the model's weights are. Convert them in the data set: "
+        "x.float() for a tensor, x.astype('float32') for an array.",
+    )
+
+
+def test_whole_numbers_are_inputs_too(load: Callable[[Any], LoaderData]) -> None:
+    assert load(pair([(Y.view(8, 1), Y)])).sample_shapes == ((1,),)

@@ -258,10 +258,31 @@ def test_a_class_that_is_not_here(model: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_code_that_raises(model: Any) -> None:
     assert_error(
         InputError,
-        "Checkpoint m.pt could not be unpickled: RuntimeError: made by version 1. "
+        "Checkpoint m.pt could not be unpickled: RuntimeError: made by version 1, at user_nets.py:14. "
         "Use the code, and the versions of packages, that it was saved with.",
         saved("m.pt", net("Failing")),
         trust=True,
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02}q"])
+def test_a_damaged_file_is_told_before_a_factory_is_asked_for(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "--model" not in str(caught.value)
+
+
+def test_weights_cut_off_are_told_to_be_damaged(model: Any) -> None:
+    path = saved("w.pt", model.state_dict())
+    path.write_bytes(path.read_bytes()[:-300])
+    assert_error(
+        InputError,
+        "Checkpoint w.pt is truncated or damaged, or not written by torch.save. Copy it again, or save it again with "
+        "torch.save.",
+        path,
     )
 
 

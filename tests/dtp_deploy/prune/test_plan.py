@@ -120,6 +120,8 @@ REST = "Give the pruning_plan.json that `dtp-deploy compress` wrote."
         ("{", "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ("[]", "TypeError: list indices must be integers or slices, not str"),
         ("{}", "KeyError: 'schema_version'"),
+        ('{"schema_version": "x"}', "ValueError: schema_version is 'x', and no whole number"),
+        ('{"schema_version": true}', "ValueError: schema_version is True, and no whole number"),
         ('{"schema_version": 1, "groups": [], "tensors": {}}', "KeyError: 'fingerprint'"),
         ('{"schema_version": 1, "groups": [], "tensors": [], "fingerprint": ""}', None),
         ('{"schema_version": 1, "groups": [{"name": "a"}], "tensors": {}, "fingerprint": ""}', None),

@@ -295,6 +295,18 @@ def test_what_is_no_report_is_refused_in_one_line(text: str, message: str) -> No
     assert str(caught.value) == message
 
 
+def test_what_contradicts_itself_is_told_in_our_own_words() -> None:
+    document = json.loads(SAMPLE.read_text(encoding="utf-8"))
+    document["groups"][0] |= {"width_before": 8, "width_after": 9}
+    name = document["groups"][0]["name"]
+
+    with pytest.raises(InputError) as caught:
+        Report.from_json(json.dumps(document), "r.json")
+    assert str(caught.value) == (
+        f"r.json is not a report: groups.0: group {name} grew from 8 to 9 channels. Compress again."
+    )
+
+
 def test_reading_converts_nothing() -> None:
     text = SAMPLE.read_text(encoding="utf-8").replace('"macs": 20000000', '"macs": "20000000"')
 

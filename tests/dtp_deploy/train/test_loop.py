@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import InputError, TrainingError, UsageError
+from dtp_deploy.errors import InputError, UsageError
 from dtp_deploy.loading import Dataset
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer
@@ -77,9 +77,30 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_weights(data: Dataset
 
 def test_a_sample_that_never_fits_is_an_error(data: Dataset) -> None:
     with pytest.raises(
-        TrainingError, match=r"A single sample of shape \(16, 1, 4, 4\) does not fit into the memory of cpu"
+        InputError, match=r"A single sample of shape \(16, 1, 4, 4\) does not fit into the memory of cpu"
     ):
         trained(SmallMemory(make(), most=0), data)
+
+
+def test_memory_that_runs_out_in_the_loss_is_no_fault_of_the_loss(data: Dataset) -> None:
+    def hungry(outputs: Tensor, targets: Tensor) -> Tensor:
+        if len(outputs) > 8:
+            raise torch.OutOfMemoryError
+        return nn.functional.cross_entropy(outputs, targets)
+
+    trainer = Trainer(data.train(16, seed=0), Task("mine", hungry, None), Settings(epochs=1, batch_size=16), None)
+    trainer.run(make(), 1)
+    assert trainer.parts == 2
+
+
+def test_a_loss_that_says_itself_what_is_wrong_is_not_wrapped(data: Dataset) -> None:
+    def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise InputError("--loss task:loss returned a float. Let it return a scalar tensor.")
+
+    trainer = Trainer(data.train(16, seed=0), Task("mine", wrong, None), Settings(epochs=1, batch_size=16), None)
+    with pytest.raises(InputError) as caught:
+        trainer.run(make(), 1)
+    assert str(caught.value) == "--loss task:loss returned a float. Let it return a scalar tensor."
 
 
 def test_other_gradients_are_forgotten_when_a_batch_starts_over(data: Dataset) -> None:

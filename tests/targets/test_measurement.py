@@ -1,0 +1,66 @@
+"""Results that a board sent back, read: what is refused, and what is carried over. No figure here is a measurement."""
+
+import json
+
+import pytest
+
+from dtp_deploy.errors import InputError
+from dtp_deploy_targets.measurement import read_measurement
+
+REPLAYED = "REPLAY of a recorded session: nothing here was measured."
+
+
+def document(**changed):
+    engine = {"runtime": "tensorrt", "precision": "fp16", "options": {"precision_asked": "fp16", "warnings": ""}}
+    model = {"sha256": "a" * 64, "engine": engine, "latencies_ms": [[1.0, 2.0]]} | changed
+    return {"kind": "dtp-deploy-measurement", "board_root": "/", "models": {"model": model}, "errors": []}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def call(content, precision="fp16"):
+        path = tmp_path / "result.json"
+        path.write_text(json.dumps(content))
+        return read_measurement(path, precision)
+
+    return call
+
+
+def test_a_replay_is_refused_by_its_warning(read):
+    with pytest.raises(InputError, match=r"is no measurement \(REPLAY of a recorded session: nothing here was measure"):
+        read(document(warnings=["unstable", REPLAYED]))
+    with pytest.raises(InputError, match=r"is no measurement \(other; REPLAY"):
+        read(document(engine={"options": {"warnings": f"other; {REPLAYED}"}}))
+
+
+def test_a_replaced_root_is_refused(read):
+    content = document() | {"board_root": "/tmp/root"}
+    with pytest.raises(
+        InputError, match=r"is no measurement \(the files of the board were read from /tmp/root\)\. Run"
+    ):
+        read(content)
+
+
+def test_a_result_of_an_older_runner_is_taken(read):
+    content = document()
+    del content["board_root"]
+    assert read(content).blocks_ms == [[1.0, 2.0]]
+
+
+def test_what_the_board_found_is_carried_over(read):
+    details = {"warnings": ["GPU compute time is unstable"], "power": {"total_mw": 5.0}, "layers": [{"name": "conv"}]}
+    environment = read(document(**details)).environment
+    assert environment["details"]["model"] == details
+    assert environment["engine"]["options"]["precision_asked"] == "fp16"
+
+
+@pytest.mark.parametrize(("engine", "asked"), [({"options": {"precision_asked": "fp32"}}, "fp32"), ({}, "fp16")])
+def test_another_precision_is_refused(read, engine, asked):
+    content = document(engine={"precision": "fp16"} | engine)
+    with pytest.raises(InputError, match=rf"was measured in {asked}, and the run asked for int8\."):
+        read(content, "int8")
+
+
+def test_a_mixed_engine_is_of_the_precision_that_was_asked_for(read):
+    content = document(engine={"precision": "fp16+int8", "options": {"precision_asked": "int8"}})
+    assert read(content, "int8").engine.precision == "fp16+int8"
