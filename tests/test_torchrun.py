@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,15 +69,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """The plan without the hash of the weights, which differ in the last bits."""
+    plan: dict[str, Any] = json.loads((folder / "pruning_plan.json").read_text())
+    assert plan.pop("weights_sha256")
+    return plan
+
+
 @pytest.mark.slow
 def test_two_and_four_processes_learn_the_masks_of_one(tmp_path: Path) -> None:
     for processes in (1, 2, 4):
         run(tmp_path, processes, f"out{processes}")
-    one = (tmp_path / "out1" / "pruning_plan.json").read_text()
-    assert any(group["width_after"] < group["width_before"] for group in json.loads(one)["groups"])
+    one = kept(tmp_path / "out1")
+    assert any(group["width_after"] < group["width_before"] for group in one["groups"])
     for processes in (2, 4):
         other = tmp_path / f"out{processes}"
-        assert (other / "pruning_plan.json").read_text() == one
+        assert kept(other) == one
         for name, tensor in weights(tmp_path / "out1").items():
             torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=1e-4)
 
