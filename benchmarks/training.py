@@ -28,7 +28,8 @@ from dtp_deploy.train import Settings, Trainer
 from dtp_deploy.train.sharding import ShardedStream
 from examples.fashion_resnet import make_model, make_wide_model
 
-_WARM_UP = 5
+_WARM_UP = 20
+"""Steps left out. In its first steps the schedule moves fast, and epsilon is searched anew in each of them."""
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -44,7 +45,7 @@ def in_turns(make: Callable[[], nn.Module], shape: tuple[int, ...], steps: int) 
     plain = make()
     masked = copy.deepcopy(plain)
     groups = find_groups(masked, torch.zeros(1, *shape[1:]))
-    masks = ChannelMasks(masked, groups, parse_budget("macs", "30%"), steps=10 * steps)
+    masks = ChannelMasks(masked, groups, parse_budget("macs", "30%"), steps=100 * steps)  # as long as real ones
     optimizers = [torch.optim.SGD(model.parameters(), 0.01, momentum=0.9) for model in (plain, masked)]
     seconds = np.zeros((2, steps + _WARM_UP))
     for number in range(steps + _WARM_UP):
