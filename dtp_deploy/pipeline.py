@@ -6,11 +6,9 @@ import copy
 import hashlib
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,12 +31,12 @@ from dtp_deploy.artefact import (
 )
 from dtp_deploy.budget import Budget, amount, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
-from dtp_deploy.entries import model_entry, pooled, versions
 from dtp_deploy.errors import BudgetError, TargetError, TrainingError, UsageError
 from dtp_deploy.evaluate import evaluate_model
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import require_parity
 from dtp_deploy.export.onnx import export_program
+from dtp_deploy.findings import Findings
 from dtp_deploy.forms import Form, make_form, metadata_of, parity_batches
 from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.identity import identity
@@ -46,15 +44,15 @@ from dtp_deploy.latency import close_loop, explain_deviations
 from dtp_deploy.latency.timing import can_measure, is_predicted, time_models
 from dtp_deploy.limits import Limits, Workbench, make_limits
 from dtp_deploy.loading.source import DataSource, TrainStream
-from dtp_deploy.memory import PeakMemory
 from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import compare
-from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, median_ratio
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
 from dtp_deploy.prune.plan import compose
 from dtp_deploy.ranks import by_first, default_device, joined, rank, world_size
-from dtp_deploy.report import Report, hide_home
+from dtp_deploy.report import Report
+from dtp_deploy.summary import Outcome, pooled
 from dtp_deploy.target import TargetSpec, find_target, parse_target
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
@@ -62,11 +60,8 @@ from dtp_deploy.train.logs import RunLog
 from dtp_deploy.train.loop import check_model
 from dtp_deploy.train.sharding import ShardedStream
 
-_WHERE = ("host", "config")
-"""Options of a target that say where the device is: they name people and machines, and a report is passed on."""
 _FINAL_ATTEMPTS = 3
 _RUN_AWAY = 1e12
-_NO_FASTER, _FEWER_MACS = 0.95, 0.8
 _CLOSE = 1.03
 """A latency up to this times its limit may be above it by noise: it is measured `_FINAL_ATTEMPTS` times at most."""
 
@@ -160,27 +155,27 @@ def compress(
             log = RunLog(Path(log_dir)) if log_dir is not None and rank() == 0 else None
             place = torch.device(device) if device is not None else default_device()
             run = _Run(
-                data,
-                task,
-                budgets,
-                spec,
-                examples,
-                input_names,
-                settings,
-                finish,
-                progress,
-                keeper,
-                measuring,
-                log,
-                place,
-                notes,
-                pickled,
-                pruned_by,
+                data=data,
+                task=task,
+                budgets=budgets,
+                target=spec,
+                inputs=examples,
+                input_names=input_names,
+                settings=settings,
+                finish=finish if finish is not None else lambda model: model,
+                progress=progress,
+                keeper=keeper,
+                measuring=measuring,
+                log=log,
+                device=place,
+                notes=notes,
+                pickled=pickled,
+                pruned_by=pruned_by,
             )
             if log is not None:
                 stack.callback(log.close)
             run.go(model, folder, Path(scratch), keeper.load() if resume else None)
-            report = by_first(lambda: run.report(model_name or type(model).__name__))
+            report = by_first(lambda: run.outcome(model_name or type(model).__name__).report())
         by_first(lambda: write_report(report, folder))
     for entry in (report.budget, *report.further_budgets):
         if entry.met is False:
@@ -193,54 +188,43 @@ def compress(
     return report
 
 
+@dataclass
 class _Run:
-    """One run: `go` is its table of contents, `report` tells what came of it."""
+    """One run: `go` is its table of contents, `outcome` what came of it."""
 
-    def __init__(
-        self,
-        data: DataSource,
-        task: Task,
-        budgets: Sequence[Budget],
-        target: TargetSpec,
-        inputs: Inputs,
-        input_names: Sequence[str] | None,
-        settings: Settings,
-        finish: Callable[[nn.Module], nn.Module] | None,
-        progress: Progress,
-        keeper: Keeper,
-        measuring: MeasureSettings | None,
-        log: RunLog | None,
-        device: torch.device,
-        notes: Sequence[str],
-        pickled: bool,
-        pruned_by: PruningPlan | None,
-    ) -> None:
-        self.measuring, self.log, self.device = measuring, log, device
-        self.notes, self.pickled, self.pruned_by = notes, pickled, pruned_by
-        self.data, self.task, self.budgets, self.target = data, task, budgets, target
-        self.inputs, self.settings, self.progress, self.keeper = inputs, settings, progress, keeper
-        self.finish = finish if finish is not None else lambda model: model
-        self.batches = parity_batches(data, inputs, input_names)
-        self.resumed_from: int | None = None
-        self.parity: dict[str, dict[str, Any]] = {}
-        self.accuracies: dict[str, float | None] = {}
-        self.stages: dict[str, dict[str, Any]] = {}
-        self.deviations: list[str] = []
+    data: DataSource
+    task: Task
+    budgets: Sequence[Budget]
+    target: TargetSpec
+    inputs: Inputs
+    input_names: Sequence[str] | None
+    settings: Settings
+    finish: Callable[[nn.Module], nn.Module]
+    progress: Progress
+    keeper: Keeper
+    measuring: MeasureSettings | None
+    log: RunLog | None
+    device: torch.device
+    notes: Sequence[str]
+    pickled: bool
+    pruned_by: PruningPlan | None
+
+    def __post_init__(self) -> None:
+        self.batches = parity_batches(self.data, self.inputs, self.input_names)
+        self.findings = Findings(progress=self.progress)
 
     def go(self, model: nn.Module, folder: Path, scratch: Path, saved: dict[str, Any] | None) -> None:
         """All stages, in order; from a checkpoint, those that are over are taken from it."""
         settings, progress = self.settings, self.progress
         if saved is not None:
-            self.resumed_from = saved["trainer"]["step"]
-            self.parity, self.accuracies, self.stages = saved["parity"], saved["accuracies"], saved["stages"]
-            self.deviations = saved["deviations"]
+            self.findings.load_state(saved["findings"], saved["trainer"]["step"])
         dense = copy.deepcopy(model).eval().requires_grad_(False)
         check_model(dense, self.inputs, self.data, self.task)
-        with self._stage("groups"):
+        with self.findings.stage("groups"):
             groups = prove(dense, find_groups(dense, self.inputs), seed=settings.seed, progress=progress)
-        with self._stage("dense model"):
+        with self.findings.stage("dense model"):
             self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
-        with self._stage("budget"):
+        with self.findings.stage("budget"):
             bench = Workbench(
                 dense,
                 groups,
@@ -267,10 +251,10 @@ class _Run:
             small = remove_channels(dense, self.plan).requires_grad_(True)
             small.load_state_dict(saved["model"])
         small.to(self.device)
-        with self._stage("fine-tuning"):
+        with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
         small.cpu()
-        self._note("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
+        self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
         by_first(lambda: self._deliver(small, folder))
 
     def _limits(self, bench: Workbench, decided: Sequence[Mapping[str, Any]] | None) -> Limits:
@@ -286,7 +270,7 @@ class _Run:
 
     def _deliver(self, small: nn.Module, folder: Path) -> None:
         """Write what is delivered, and measure it."""
-        with self._stage("pruned model"):
+        with self.findings.stage("pruned model"):
             self.pruned = self._form(small, folder / MODEL_ONNX, "pruned")
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
@@ -299,7 +283,7 @@ class _Run:
             if not can_measure(self.target):
                 shutil.copy(self.dense.delivery.path, folder / "dense.onnx")
                 find_target(self.target).write_bundle(folder, folder / MODEL_ONNX)
-        with self._stage("measurement"):
+        with self.findings.stage("measurement"):
             self.latencies = self._measure()
 
     def _prune(self, dense: nn.Module, groups: Groups, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
@@ -318,12 +302,12 @@ class _Run:
         if saved is not None:
             student.load_state_dict(saved["model"])
             masks.load_state(saved["masks"])
-        with self._stage("masks"):
+        with self.findings.stage("masks"):
             self._train(trainer, student, trainer.mask_steps, "masks", masks)
-        with self._stage("channels"):
+        with self.findings.stage("channels"):
             limits = self.limits
             self.plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
-            self.deviations = explain_deviations(
+            self.findings.deviations = explain_deviations(
                 masks.learned_widths(), self.plan, limits.preferred, groups, predicted=not can_measure(self.target)
             )
             masks.harden(self.plan)
@@ -362,26 +346,8 @@ class _Run:
             "masks": masks.state() if masks is not None else None,
             "plan": self.plan.to_json() if masks is None else None,
             "limits": self.limits.decisions(),
-            "parity": self.parity,
-            "accuracies": self.accuracies,
-            "stages": self.stages,
-            "deviations": self.deviations,
+            "findings": self.findings.state(),
         }
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Time a stage and tell of it. A stage that a cut-off run had begun goes on counting."""
-        memory, start = PeakMemory(), time.perf_counter()
-        memory.start()
-        try:
-            with self.progress.task(name):
-                yield
-        finally:
-            before = self.stages.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
-            self.stages[name] = {
-                "seconds": before["seconds"] + time.perf_counter() - start,
-                "peak_memory_bytes": max(before["peak_memory_bytes"], memory.bytes()),
-            }
 
     def _form(self, model: nn.Module, path: Path, label: str) -> Form:
         finished = self.finish(copy.deepcopy(model)).eval()
@@ -396,10 +362,10 @@ class _Run:
             self.data,
             self.task,
             self.progress,
-            self.accuracies.get(stage),
+            self.findings.accuracies.get(stage),
         )
-        self.parity |= {result.stage: asdict(result) for result in form.parity}
-        self.accuracies[stage] = form.accuracy
+        self.findings.add_parity(form.parity)
+        self.findings.accuracies[stage] = form.accuracy
         return form
 
     def _remove(self, masked: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -409,11 +375,11 @@ class _Run:
         small = remove_channels(masked, plan)
         removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
         require_parity(removal)
-        self.parity[removal.stage] = asdict(removal)
+        self.findings.add_parity([removal])
         settings = self.settings
         stream = self.data.train(max(2, settings.batch_size), settings.seed, settings.augment)
         reestimate_batchnorm(small, (inputs for inputs, _ in islice(stream, settings.batchnorm_batches)))
-        self._note("after hardening", lambda: evaluate_model(small, self.data, self.task))
+        self.findings.note_accuracy("after hardening", lambda: evaluate_model(small, self.data, self.task))
         return small
 
     def _check_alive(self, model: nn.Module) -> None:
@@ -438,106 +404,37 @@ class _Run:
         while True:
             attempts.append(time_models(files, self.target, self.measuring))
             together = {name: pooled([attempt[name] for attempt in attempts]) for name in files}
-            entries = [entry for entry in self._budget_entries(self.limits, together) if entry["kind"] == "latency"]
+            entries = [entry for entry in self._budget_entries(together) if entry["kind"] == "latency"]
             close = any(1 < entry["achieved"] / entry["limit"] < _CLOSE for entry in entries)
             if not close or len(attempts) == _FINAL_ATTEMPTS or is_predicted(together["pruned"]):
                 break
         if len(attempts) > 1:
-            self.deviations.append(f"Latency was close to its limit: {len(attempts)} measurements were taken together.")
+            self.findings.deviations.append(
+                f"Latency was close to its limit: {len(attempts)} measurements were taken together."
+            )
         return together
 
-    def _budget_entries(self, limits: Limits, latencies: dict[str, LatencyReport]) -> list[dict[str, Any]]:
-        return [one.entry(self.pruned, self.plan, latencies) for one in limits.all]
+    def _budget_entries(self, latencies: dict[str, LatencyReport]) -> list[dict[str, Any]]:
+        return [one.entry(self.pruned, self.plan, latencies) for one in self.limits.all]
 
-    def _note(self, stage: str, accuracy: Callable[[], float | None]) -> None:
-        if stage not in self.accuracies:
-            self.accuracies[stage] = by_first(accuracy)
-
-    def report(self, model_name: str) -> Report:
+    def outcome(self, model_name: str) -> Outcome:
         """Everything that was found out."""
-        engine = self.pruned.engine
-        dense, pruned = self.latencies["dense"], self.latencies["pruned"]
-        predicted = is_predicted(pruned)
-        budget, *further = self._budget_entries(self.limits, self.latencies)
-        settings = asdict(self.settings) | {
-            "data": self.data.name,
-            "task": self.task.name,
-            "input_shapes": [list(tensor.shape) for tensor in self.inputs],
-            "preprocessing": self.data.preprocessing,
-            "scope": self.budgets[0].scope,
-        }
-        entries: dict[str, Any] = hide_home(
-            {
-                "dtp_deploy_version": version("dtp-deploy"),
-                "model": model_name,
-                "onnx_sha256": self.pruned.delivery.sha256,
-                "dense_onnx_sha256": self.dense.delivery.sha256,
-                "target": {
-                    "name": self.target.name,
-                    "runtime": engine.runtime,
-                    "runtime_version": engine.runtime_version,
-                    "device": engine.device,
-                    "threads": engine.threads,
-                    "options": {key: value for key, value in self.target.options.items() if key not in _WHERE},
-                },
-                "budget": budget,
-                "further_budgets": further,
-                "dense": model_entry(self.dense, dense),
-                "pruned": model_entry(self.pruned, pruned),
-                "latency_ratio": None if predicted else asdict(median_ratio(pruned, dense)),
-                "accuracy_stages": [
-                    {"stage": stage, "accuracy": accuracy} for stage, accuracy in self.accuracies.items()
-                ],
-                "groups": [
-                    {
-                        "name": choice.name,
-                        "width_before": choice.width_before,
-                        "width_after": choice.width_after,
-                        "frozen_because": choice.frozen_because,
-                    }
-                    for choice in self.plan.groups
-                ],
-                "parity": list(self.parity.values()),
-                "passes": [
-                    {"name": outcome.name, "applied": outcome.applied, "reason": outcome.reason}
-                    for outcome in self.pruned.delivery.passes
-                ],
-                "stages": [{"name": name, **stage} for name, stage in self.stages.items()],
-                "resumed_from_step": self.resumed_from,
-                "settings": settings,
-                "environment": pruned.environment | versions(),
-                "notes": self._notes(),
-            }
+        return Outcome(
+            model_name,
+            self.data,
+            self.task,
+            self.budgets,
+            self.target,
+            self.inputs,
+            self.settings,
+            self.dense,
+            self.pruned,
+            self.plan,
+            self.latencies,
+            self._budget_entries(self.latencies),
+            self.findings,
+            [*self.notes, *self.data.notes, *self.limits.notes],
         )
-        return Report.model_validate(entries)
-
-    def _is_no_faster(self) -> bool:
-        ratio = self.latencies["pruned"].p50_ms / self.latencies["dense"].p50_ms
-        return ratio > _NO_FASTER and self.pruned.macs < _FEWER_MACS * self.dense.macs
-
-    def _notes(self) -> list[str]:
-        notes = [*self.notes, *self.data.notes, *self.limits.notes, *self.deviations]
-        if not self.data.labelled:
-            notes.append("The data have no labels: accuracy was not measured. The pruned model imitates the dense one.")
-        notes = list(dict.fromkeys(notes))
-        predicted = is_predicted(self.latencies["pruned"])
-        if not predicted and self._is_no_faster():
-            notes.append(
-                "The pruned model is hardly faster than the dense one on this target, although it computes less. A "
-                "small model is mostly overhead, and odd widths leave a runtime's vector units idle: give a "
-                "latency budget, which measures, or --round-to 8 or 16."
-            )
-        if predicted:
-            notes.append(
-                f"Latency is predicted, not measured: no {self.target.name} was at hand. Measure {MODEL_ONNX} there "
-                "with the files beside it, and complete this report with `dtp-deploy import-measurement`."
-            )
-        notes += [
-            f"The pass '{outcome.name}' was skipped: {outcome.reason}"
-            for outcome in self.pruned.delivery.passes
-            if not outcome.applied
-        ]
-        return notes
 
 
 def _examples(data: DataSource, input_shape: tuple[int, ...] | None) -> Inputs:
