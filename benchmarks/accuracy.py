@@ -1,0 +1,286 @@
+"""Accuracy of pruned classifiers, side by side: differentiable transportation and what users would take instead.
+
+    python -m benchmarks.accuracy --data fashion.npz --quick --workers 2 --json rows.json --picture accuracy.png
+
+All methods start from the same base model, see the same data, make the same number of steps along the same learning
+rate schedule with the same distillation, and keep the same budget of MACs; seeds are paired. Data is an `.npz` in the
+format of `dtp-deploy compress`. `--tune` judges on a part of the training data in place of the test data, and tries the
+strengths of the regularising methods; the tables are made without it. Rows that the JSON file holds already are not run
+again, so a benchmark that was cut off goes on.
+
+`--quick`: resnet20 and mobilenetv2, 25 and 10 % of the MACs, five methods, three seeds, stem stride 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.classifiers import CLASSIFIERS, accuracy, base_model
+from benchmarks.pruners import METHODS, STRENGTHS, Job, prune
+from dtp_deploy import find_groups, prove
+from dtp_deploy.cost import macs_per_sample
+from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.train import Settings
+
+Row = dict[str, Any]
+_HELD_OUT = 6
+"""One in so many training images is held out for tuning."""
+_QUICK = {
+    "models": ["resnet20", "mobilenetv2"],
+    "budgets": [25.0, 10.0],
+    "methods": ["dtp", "l2-uniform", "bn-scale", "groupnorm", "growing-reg"],
+}
+_T_95 = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    8: 2.306,
+    9: 2.262,
+    11: 2.201,
+    14: 2.145,
+}
+"""Student's t for a 95 % interval by degrees of freedom; between two of them the smaller number of degrees counts."""
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What tells one run from another."""
+    return tuple(row[name] for name in ("data", "model", "budget", "method", "seed", "epochs", "strength"))
+
+
+def dataset(arguments: argparse.Namespace, path: str) -> Dataset:
+    """The data; for tuning, a part of its training images takes the place of the test images."""
+    data = load_data(path)
+    if not isinstance(data, Dataset):
+        raise SystemExit(f"--data {path}: give an .npz file, or digits")
+    if not arguments.tune:
+        return data
+    held = torch.arange(len(data.y_train)).numpy() % _HELD_OUT == 0
+    x, y = data.x_train, data.y_train
+    return replace(data, x_train=x[~held], y_train=y[~held], x_val=x[held], y_val=y[held])
+
+
+def base_of(arguments: argparse.Namespace, data: Dataset, model: str) -> torch.nn.Module:
+    """The base model, which for tuning has not seen the held-out images either."""
+    return base_model(model, data, arguments.stem_stride, arguments.base_epochs, arguments.augment, arguments.cache)
+
+
+def run(arguments: argparse.Namespace, row: Row) -> Row:
+    """One run, in a process of its own with one thread."""
+    torch.set_num_threads(1)
+    data = dataset(arguments, row["data"])
+    base = base_of(arguments, data, row["model"])
+    groups = prove(base, find_groups(base, torch.zeros(1, *data.sample_shape)))
+    settings = Settings(
+        epochs=row["epochs"],
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        augment=arguments.augment,
+        seed=row["seed"],
+    )
+    start = time.perf_counter()
+    job = Job(base, groups, data, row["budget"] / 100, settings, row["strength"])
+    outcome = prune(row["method"], job)
+    return row | {
+        "accuracy": accuracy(outcome.model, data),
+        "macs": macs_per_sample(outcome.model, groups.inputs),
+        "accuracy_at_hardening": outcome.accuracy_at_hardening,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def wanted(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Rows to run, without their results: all methods of a cell one after the other."""
+    for data, model, budget, seed, method in product(
+        arguments.data, arguments.models, arguments.budgets, range(arguments.seeds), arguments.methods
+    ):
+        for strength in STRENGTHS.get(method, (None,)) if arguments.tune else (None,):
+            yield {
+                "data": data,
+                "model": model,
+                "budget": budget,
+                "method": method,
+                "seed": seed,
+                "epochs": arguments.epochs,
+                "strength": strength,
+            }
+
+
+def run_all(arguments: argparse.Namespace) -> list[Row]:
+    """All rows, those of the JSON file included; the file is written after every run."""
+    path: Path | None = arguments.json
+    done: list[Row] = json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
+    known = {key_of(row) for row in done}
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        rows = [row for row in wanted(arguments) if key_of(row) not in known]
+        futures = [pool.submit(run, arguments, row) for row in rows]
+        for number, future in enumerate(as_completed(futures), 1):
+            row = future.result()
+            done.append(row)
+            print(
+                f"[{number}/{len(futures)}] {row['model']} {row['budget']:g}% {row['method']} seed {row['seed']}"
+                f"{'' if row['strength'] is None else ' strength ' + format(row['strength'], 'g')}: "
+                f"{100 * row['accuracy']:.2f} ({100 * row['accuracy_at_hardening']:.1f} at hardening, "
+                f"{row['seconds']:.0f} s)",
+                flush=True,
+            )
+            if path is not None:
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps({"rows": done}, indent=1))
+                partial.replace(path)
+    return [row for row in done if key_of(row) in {key_of(one) for one in wanted(arguments)}]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval, by Student's t.
+
+    >>> interval([1.0, 1.0, 1.0])
+    (1.0, 1.0, 1.0)
+    """
+    middle = mean(values)
+    if len(values) < 2:
+        return middle, -math.inf, math.inf
+    freedom = max(known for known in _T_95 if known <= len(values) - 1)
+    half = _T_95[freedom] * stdev(values) / math.sqrt(len(values))
+    return middle, middle - half, middle + half
+
+
+def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[int, float]]]:
+    """Points by cell (data, model, budget), then by method, then by seed; a method's strengths are methods here."""
+    table: dict[tuple[str, str, float], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        name = row["method"] if row["strength"] is None else f"{row['method']} {row['strength']:g}"
+        cell = (Path(row["data"]).stem, row["model"], row["budget"])
+        table[cell][name][row["seed"]] = 100 * row["accuracy"]
+    return table
+
+
+def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> None:
+    """Accuracy by cell and method, and how far `dtp` is from the best other method of each cell."""
+    table = cells(rows)
+    methods = sorted(
+        {name for by_method in table.values() for name in by_method}, key=lambda name: (name != "dtp", name)
+    )
+    print("\n| data | model | dense | MACs | " + " | ".join(methods) + " | dtp - best other |")
+    print("|---|---|---|---|" + "---|" * (len(methods) + 1))
+    pooled: dict[float, list[float]] = defaultdict(list)
+    for (data, model, budget), by_method in table.items():
+        scores = [_cell(by_method.get(name)) for name in methods]
+        differences = _differences(by_method)
+        pooled[budget] += differences
+        last = f"{mean(differences):+.2f}" if differences else ""
+        print(f"| {data} | {model} | {bases[data, model]:.2f} | {budget:g} % | {' | '.join(scores)} | {last} |")
+    everything = [value for values in pooled.values() for value in values]
+    if everything:
+        parts = {"all": everything} | {f"{budget:g} %": values for budget, values in pooled.items()}
+        for name, values in parts.items():
+            middle, low, high = interval(values)
+            print(f"\ndtp - best other, {name}: {middle:+.2f} ({low:+.2f} to {high:+.2f}), {len(values)} pairs")
+
+
+def _cell(by_seed: dict[int, float] | None) -> str:
+    if not by_seed:
+        return ""
+    values = list(by_seed.values())
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _differences(by_method: dict[str, dict[int, float]]) -> list[float]:
+    """`dtp` less the best other method, by seed; the best is chosen by its mean, after the fact."""
+    others = {name: by_seed for name, by_seed in by_method.items() if not name.startswith("dtp")}
+    if "dtp" not in by_method or not others:
+        return []
+    best = max(others.values(), key=lambda by_seed: mean(by_seed.values()))
+    return [value - best[seed] for seed, value in by_method["dtp"].items() if seed in best]
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against MACs, a panel for each model and data set."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    table = cells(rows)
+    panels = sorted({cell[:2] for cell in table})
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
+    for (data, model), axis in zip(panels, axes[0], strict=True):
+        budgets = sorted(cell[2] for cell in table if cell[:2] == (data, model))
+        for name in sorted({name for budget in budgets for name in table[data, model, budget]}):
+            points = [(budget, table[data, model, budget].get(name)) for budget in budgets]
+            values = [(budget, list(by_seed.values())) for budget, by_seed in points if by_seed]
+            axis.errorbar(
+                [budget for budget, _ in values],
+                [mean(value) for _, value in values],
+                [stdev(value) if len(value) > 1 else 0.0 for _, value in values],
+                label=name,
+                capsize=2,
+                marker="o",
+                linewidth=2.2 if name == "dtp" else 1.0,
+            )
+        axis.set(title=f"{model} on {data}", xlabel="MACs, % of the dense model", xscale="log", ylabel="top-1, points")
+        axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+        axis.minorticks_off()
+    axes[0][0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def parse() -> argparse.Namespace:
+    """The options; `--quick` decides models, budgets, methods and seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="an .npz in the format of compress, or digits")
+    parser.add_argument("--models", nargs="+", choices=list(CLASSIFIERS), default=list(CLASSIFIERS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[50.0, 25.0, 10.0], help="percent of the MACs")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="in all, whatever a method does in them")
+    parser.add_argument("--base-epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--augment", default="shift-flip")
+    parser.add_argument("--stem-stride", type=int, choices=[1, 2], default=1, help="2 quarters what training costs")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--cache", type=Path, default=Path("build/accuracy"), help="folder of the base models")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(_QUICK, data=arguments.data[:1], seeds=3, stem_stride=2)
+    return arguments
+
+
+def main() -> None:
+    """Run what is asked for and print it."""
+    arguments = parse()
+    torch.set_num_threads(1)
+    bases = {}
+    for path, model in product(arguments.data, arguments.models):
+        data = dataset(arguments, path)
+        bases[Path(path).stem, model] = 100 * accuracy(base_of(arguments, data, model), data)
+    rows = run_all(arguments)
+    print_tables(rows, bases)
+    if arguments.picture is not None:
+        draw(rows, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

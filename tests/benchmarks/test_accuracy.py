@@ -1,0 +1,69 @@
+"""The benchmark of accuracy: its arithmetic, and every method on a small real run."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.accuracy import cells, interval, print_tables
+from benchmarks.classifiers import make
+from benchmarks.pruners import STRENGTHS, Job, prune
+from dtp_deploy import find_groups, prove
+from dtp_deploy.cost import macs_per_sample
+from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.train import Settings
+
+
+def row(method: str, seed: int, accuracy: float) -> dict[str, object]:
+    return {
+        "data": "some/digits.npz",
+        "model": "resnet20",
+        "budget": 25.0,
+        "method": method,
+        "seed": seed,
+        "epochs": 1,
+        "strength": None,
+        "accuracy": accuracy,
+    }
+
+
+def test_interval_is_students() -> None:
+    middle, low, high = interval([1.0, 2.0, 3.0])
+    assert middle == 2.0
+    assert high - middle == pytest.approx(middle - low) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_dtp_is_compared_seed_by_seed_with_the_method_that_is_best_on_average(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [row("dtp", seed, 0.9 + seed / 100) for seed in range(3)]
+    rows += [row("l2-uniform", seed, 0.88 + seed / 100) for seed in range(3)]
+    rows += [row("bn-scale", seed, 0.7) for seed in range(3)]
+    print_tables(rows, {("digits", "resnet20"): 95.0})
+    printed = capsys.readouterr().out
+    assert "| digits | resnet20 | 95.00 | 25 % | 91.00 ± 1.00 | 70.00 ± 0.00 | 89.00 ± 1.00 | +2.00 |" in printed
+    assert "dtp - best other, all: +2.00 (+2.00 to +2.00), 3 pairs" in printed
+
+
+def test_cells_keep_strengths_apart() -> None:
+    tuned = row("groupnorm", 0, 0.5) | {"strength": 0.005}
+    assert set(cells([tuned])["digits", "resnet20", 25.0]) == {"groupnorm 0.005"}
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    data = load_data("digits")
+    assert isinstance(data, Dataset)
+    small = dataclasses.replace(data, x_train=data.x_train[:96], y_train=data.y_train[:96])
+    torch.manual_seed(0)
+    base = make("vgg", small, 2).eval()
+    groups = prove(base, find_groups(base, torch.zeros(1, 1, 8, 8)))
+    return Job(base, groups, small, 0.3, Settings(epochs=2, batch_size=32))
+
+
+@pytest.mark.parametrize("method", [*STRENGTHS, "dtp", "bn-scale", "l2-uniform", "scratch"])
+def test_every_method_keeps_the_budget_and_leaves_the_base_alone(method: str, job: Job) -> None:
+    before = {name: tensor.clone() for name, tensor in job.base.state_dict().items()}
+    outcome = prune(method, job)
+    assert macs_per_sample(outcome.model, job.groups.inputs) <= job.limit
+    assert all(torch.equal(tensor, before[name]) for name, tensor in job.base.state_dict().items())
