@@ -7,6 +7,7 @@ steps, and it ends hard for any of them.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -40,24 +41,35 @@ def epsilon_for_softness(problem: TransportProblem, wanted: float) -> float:
 
     Raises:
         TransportError: `wanted` is outside of (0, 1).
-
-    The softness grows with epsilon; the search is a bisection of log epsilon whose bracket grows from the first guess.
     """
-    if not 0 < wanted < 1:
-        raise TransportError(f"The wanted softness is {wanted}; give a number between 0 and 1, both excluded.")
     detached = replace(problem, scores=problem.scores.detach())
     scaled = None
 
-    def excess(log_epsilon: float) -> float:
+    def softness_at(epsilon: float) -> float:
         nonlocal scaled
-        epsilon = math.exp(log_epsilon)
         start = scaled / epsilon if scaled is not None and math.isfinite(scaled) else None
         result = solve_exact(replace(detached, epsilon=epsilon), start)
         scaled = result.threshold * epsilon
-        return math.log(max(softness(result.masks), 1e-300) / wanted)
+        return softness(result.masks)
+
+    return search_epsilon(softness_at, problem.epsilon, wanted)
+
+
+def search_epsilon(softness_at: Callable[[float], float], guess: float, wanted: float) -> float:
+    """The epsilon at which a softness that grows with it is `wanted`, within 2 %: a bisection of log epsilon, whose
+    bracket grows from the first guess.
+
+    Raises:
+        TransportError: `wanted` is outside of (0, 1).
+    """
+    if not 0 < wanted < 1:
+        raise TransportError(f"The wanted softness is {wanted}; give a number between 0 and 1, both excluded.")
+
+    def excess(log_epsilon: float) -> float:
+        return math.log(max(softness_at(math.exp(log_epsilon)), 1e-300) / wanted)
 
     # Leave the first guess in growing strides until the wanted softness is passed, then bisect.
-    middle = min(max(math.log(problem.epsilon), _BOTTOM), _TOP)
+    middle = min(max(math.log(guess), _BOTTOM), _TOP)
     difference = excess(middle)
     other, stride = middle, 0.1
     while abs(difference) > _TOLERANCE:

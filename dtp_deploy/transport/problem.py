@@ -37,6 +37,19 @@ class LinearCost:
 
 
 @dataclass(frozen=True)
+class MaskCount:
+    """Cost sum of m: the number of units kept, whatever they are.
+
+    >>> cost, gradient = MaskCount()(torch.tensor([1.0, 0.5]))
+    >>> cost.item(), gradient.tolist()
+    (1.5, [1.0, 1.0])
+    """
+
+    def __call__(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        return masks.sum(), masks.new_ones(()).expand(len(masks))
+
+
+@dataclass(frozen=True)
 class Floors:
     """The least mass that each group of units keeps.
 
