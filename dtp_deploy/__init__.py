@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from dtp_deploy.prune import ChannelMasks as ChannelMasks
     from dtp_deploy.prune import MaskSettings as MaskSettings
     from dtp_deploy.prune import PruningPlan as PruningPlan
+    from dtp_deploy.prune import WeightMasks as WeightMasks
+    from dtp_deploy.prune import find_weights as find_weights
+    from dtp_deploy.prune import hold_zeros as hold_zeros
     from dtp_deploy.prune import prove as prove
     from dtp_deploy.prune import remove_channels as remove_channels
     from dtp_deploy.train import Settings as Settings
@@ -27,6 +30,9 @@ _HOMES = {
     "ChannelMasks": "dtp_deploy.prune",
     "MaskSettings": "dtp_deploy.prune",
     "PruningPlan": "dtp_deploy.prune",
+    "WeightMasks": "dtp_deploy.prune",
+    "find_weights": "dtp_deploy.prune",
+    "hold_zeros": "dtp_deploy.prune",
     "Settings": "dtp_deploy.train",
     "remove_channels": "dtp_deploy.prune",
     "find_groups": "dtp_deploy.graph",

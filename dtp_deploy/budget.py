@@ -23,6 +23,8 @@ from dtp_deploy.errors import UsageError
 BudgetKind = Literal["macs", "params", "size", "channels", "latency"]
 Scope = Literal["global", "per-layer"]
 Statistic = Literal["p50", "p90", "p99"]
+Granularity = Literal["channels", "weights", "2:4"]
+"""What is pruned: channels, which are removed; single weights; or two of every four weights along the input."""
 
 _SCALES: dict[BudgetKind, dict[str, float]] = {
     "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},

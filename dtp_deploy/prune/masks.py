@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_cost
-from dtp_deploy.errors import BudgetError, TrainingError, UsageError
+from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import device_of
@@ -40,6 +39,8 @@ from dtp_deploy.prune.choice import (
     uniform_ratio,
 )
 from dtp_deploy.prune.importance import initial_scores
+from dtp_deploy.prune.learning import ScoreLearner
+from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.ranks import mean_over_ranks
@@ -183,8 +184,7 @@ class ChannelMasks:
         )
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         self.scores = torch.cat(initial_scores(model, prunable, self.settings.scores)).cpu().requires_grad_()
-        self._velocity = torch.zeros_like(self.scores)
-        self._mean_square = 0.0
+        self._learner = ScoreLearner(self.scores, self.settings)
         self._step = 0
         self._epsilon = 1.0
         self._padded = torch.ones(len(self.scores) + 1, device=device, requires_grad=True)
@@ -218,7 +218,8 @@ class ChannelMasks:
             return
         gradient = self._padded.grad
         if gradient is not None:
-            self._learn(mean_over_ranks(gradient[:-1]).to(self.scores))
+            gradient = mean_over_ranks(gradient[:-1]).to(self.scores)
+            self._learner.step(self.result.masks, gradient, self._epsilon, self._step, self.progress)
             self._padded.grad = None
         self._step += 1
         self.result = self._solve()
@@ -227,22 +228,6 @@ class ChannelMasks:
     def zero_grad(self) -> None:
         """Forget the gradients that have gathered since the last step."""
         self._padded.grad = None
-
-    def _learn(self, gradient: Tensor) -> None:
-        if not bool(torch.isfinite(gradient).all()):
-            raise TrainingError(
-                f"The masks' gradients hold NaN or infinity at step {self._step}. Lower --lr, or check the data."
-            )
-        (slope,) = torch.autograd.grad(self.result.masks, self.scores, gradient)
-        # The temperature only scales the slope of all units alike; taken out, so that it does not disturb the average.
-        slope = slope * (self._epsilon / 2)
-        decay = self.settings.rms_decay
-        self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
-        root = math.sqrt(self._mean_square / (1 - decay ** (self._step + 1)))
-        if root > 0:
-            self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=1 / root)
-            with torch.no_grad():
-                self.scores.sub_(self._velocity, alpha=self.settings.rate_at(self.progress))
 
     def _solve(self) -> TransportResult:
         """The next step's epsilon, and its transport."""
@@ -303,23 +288,19 @@ class ChannelMasks:
         """Everything that `step` changes, in plain values and tensors; weights are the model's own."""
         return {
             "step": self._step,
-            "scores": self.scores.detach().clone(),
-            "velocity": self._velocity.clone(),
-            "mean_square": self._mean_square,
             "epsilon": self._epsilon,
             "threshold": self._threshold,
             "start": self._start,
             "masks": self._padded.detach().cpu().clone(),
+            **self._learner.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go to where masks of the same model, groups, budget and steps were; what follows is the same bit for bit."""
-        self._step = state["step"]
-        self._mean_square, self._epsilon = state["mean_square"], state["epsilon"]
+        self._step, self._epsilon = state["step"], state["epsilon"]
         self._threshold, self._start = state["threshold"], state["start"]
-        self._velocity.copy_(state["velocity"])
+        self._learner.load_state(state)
         with torch.no_grad():
-            self.scores.copy_(state["scores"])
             self._padded.copy_(state["masks"])
         self.result = self._transport(self._epsilon, self._start)
 
@@ -399,11 +380,8 @@ class ChannelMasks:
 
     def detach(self) -> None:
         """Take the masks off and leave the weights as the masks make them now."""
-        for module, leaf, order in self._parametrised:
-            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
-            for name in order:  # the parameter came back as the last one: give them their old places
-                parameter = module._parameters.pop(name)
-                module.register_parameter(name, parameter)
+        for parametrised in self._parametrised:
+            parametrised.take_off()
         self._parametrised = []
 
 
@@ -417,14 +395,8 @@ def _check_unmasked(model: nn.Module) -> None:
             )
 
 
-def _put_on(
-    model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor
-) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
-    """Parametrise every reader's weight; one that reads several groups gets one mask for all of them.
-
-    Returns:
-        Each module, the name of its weight, and the names of its parameters in order.
-    """
+def _put_on(model: nn.Module, groups: Sequence[ChannelGroup], padded: Tensor) -> list[Parametrised]:
+    """Parametrise every reader's weight; one that reads several groups gets one mask for all of them."""
     last = len(padded) - 1
     positions: dict[tuple[str, int], Tensor] = {}
     offset = 0
@@ -441,9 +413,6 @@ def _put_on(
     for (name, dim), where in positions.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        ndim = getattr(module, leaf).ndim
-        order = tuple(module._parameters)
-        mask = _ReaderMask(padded, where.to(padded.device), dim, ndim)
-        parametrize.register_parametrization(module, leaf, mask, unsafe=True)
-        done.append((module, leaf, order))
+        mask = _ReaderMask(padded, where.to(padded.device), dim, getattr(module, leaf).ndim)
+        done.append(Parametrised.put_on(module, leaf, mask))
     return done

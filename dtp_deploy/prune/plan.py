@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast, get_args
 
 from torch import nn
 
+from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import InputError
 from dtp_deploy.graph import ChannelGroup
 
@@ -36,6 +37,28 @@ class GroupChoice:
 
 
 @dataclass(frozen=True)
+class LayerChoice:
+    """How many weights of one layer are left. Which ones, the zeros in the delivered weights say.
+
+    Attributes:
+        name: the layer.
+        weights: values of its weight.
+        kept: those that are not zero.
+        left_because: why none was set to zero, if the layer was left as it is.
+    """
+
+    name: str
+    weights: int
+    kept: int
+    left_because: str | None = None
+
+    @property
+    def tensor(self) -> str:
+        """Name of the layer's weight in the model's state."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+
+@dataclass(frozen=True)
 class PruningPlan:
     """Kept units of every group, and the kept indices of every tensor dimension that follow from them.
 
@@ -46,6 +69,8 @@ class PruningPlan:
         chain: where several plans were composed, the fingerprint of each model between the dense one and the last.
         preprocessing: what makes the model's inputs of pictures; plain values, {} if nothing is known.
         weights_sha256: of the file of weights delivered with the plan; "" if none was.
+        granularity: what was pruned last.
+        layers: one choice a layer, where single weights were set to zero; nothing of their tensors is removed.
     """
 
     groups: tuple[GroupChoice, ...]
@@ -54,6 +79,8 @@ class PruningPlan:
     chain: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    granularity: Granularity = "channels"
+    layers: tuple[LayerChoice, ...] = ()
 
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
@@ -80,6 +107,7 @@ class PruningPlan:
                 "chain": list(self.chain),
                 "preprocessing": dict(self.preprocessing),
                 "weights_sha256": self.weights_sha256,
+                "granularity": self.granularity,
                 "groups": [
                     {
                         "name": group.name,
@@ -90,6 +118,7 @@ class PruningPlan:
                     }
                     for group in self.groups
                 ],
+                "layers": [asdict(layer) for layer in self.layers],
                 "tensors": {
                     name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in self.tensors.items()
                 },
@@ -132,6 +161,11 @@ class PruningPlan:
                 chain=tuple(str(fingerprint) for fingerprint in raw.get("chain", ())),
                 preprocessing=dict(raw.get("preprocessing", {})),
                 weights_sha256=str(raw.get("weights_sha256", "")),
+                granularity=_granularity(raw.get("granularity", "channels")),
+                layers=tuple(
+                    LayerChoice(str(layer["name"]), int(layer["weights"]), int(layer["kept"]), layer["left_because"])
+                    for layer in raw.get("layers", ())
+                ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -142,6 +176,8 @@ class PruningPlan:
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The plan that does at once what `first` does to the dense model, and then `second` to what is left of it.
+
+    Zeros that `first` left among the weights are trained like any other weight, and forgotten.
 
     A group of the pruned model that the dense one divides into units otherwise has no `kept_units` any more: its
     widths and the kept indices of its tensors are right.
@@ -163,7 +199,16 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         fingerprint=first.fingerprint,
         chain=(*first.chain, second.fingerprint, *second.chain),
         preprocessing=second.preprocessing or first.preprocessing,
+        granularity=second.granularity,
+        layers=second.layers,
     )
+
+
+def _granularity(value: object) -> Granularity:
+    for known in get_args(Granularity):
+        if value == known:
+            return cast(Granularity, known)
+    raise ValueError(f"granularity is {value!r}, and none of {', '.join(get_args(Granularity))}")
 
 
 def _composed(first: GroupChoice, second: GroupChoice | None) -> GroupChoice:

@@ -161,7 +161,9 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
     found = t.clone()
     rows = torch.arange(len(x), device=x.device)
     previous = torch.full_like(t, math.inf)
-    for iteration in range(1, _MAX_ITERATIONS + 1):
+    iterations = 0
+    while iterations < _MAX_ITERATIONS:
+        iterations += 1
         masks = torch.sigmoid(x - t[:, None])
         excess = masks.sum(1) - kept
         low, high = torch.where(excess >= 0, t, low), torch.where(excess >= 0, high, t)
@@ -175,7 +177,7 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
         following = torch.where(good, newton, middle)
         rows, x, low, high = rows[open_], x[open_], low[open_], high[open_]
         t, previous = following[open_], excess.abs()[open_]
-    return found, iteration
+    return found, iterations
 
 
 class _BlockMasks(torch.autograd.Function):

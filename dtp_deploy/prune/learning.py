@@ -1,0 +1,70 @@
+"""How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtp_deploy.errors import TrainingError
+from dtp_deploy.prune.schedule import MaskSettings
+
+
+class ScoreLearner:
+    """Moves scores along their gradient, divided by its running root mean square over all of them.
+
+    Args:
+        scores: shape [n,], changed in place.
+        settings: rate, momentum and decay.
+    """
+
+    def __init__(self, scores: Tensor, settings: MaskSettings) -> None:
+        self.scores, self.settings = scores, settings
+        self._velocity = torch.zeros_like(scores, requires_grad=False)
+        self._mean_square = 0.0
+
+    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
+        """One step.
+
+        Args:
+            masks: a function of the scores, of any shape.
+            gradient: of the loss by the masks, in their shape.
+            epsilon: of the transport that gave the masks. It only scales the slope of all units alike; it is taken
+                out, so that annealing does not change how fast scores learn.
+            step: how many steps there were before.
+            progress: share of the mask phase that is over.
+
+        Raises:
+            TrainingError: the gradient holds NaN or infinity.
+        """
+        if not bool(torch.isfinite(gradient).all()):
+            raise TrainingError(
+                f"The masks' gradients hold NaN or infinity at step {step}. Lower --lr, or check the data."
+            )
+        (slope,) = torch.autograd.grad(masks, self.scores, gradient)
+        slope = slope * (epsilon / 2)
+        decay = self.settings.rms_decay
+        self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
+        root = math.sqrt(self._mean_square / (1 - decay ** (step + 1)))
+        if root > 0:
+            self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=1 / root)
+            with torch.no_grad():
+                self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `step` changes."""
+        return {
+            "scores": self.scores.detach().clone(),
+            "velocity": self._velocity.clone(),
+            "mean_square": self._mean_square,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go to where a learner of as many scores was."""
+        self._mean_square = state["mean_square"]
+        self._velocity.copy_(state["velocity"])
+        with torch.no_grad():
+            self.scores.copy_(state["scores"])

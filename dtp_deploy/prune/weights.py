@@ -1,0 +1,324 @@
+"""`WeightMasks`: differentiable transportation pruning of single weights, inside any training loop.
+
+    layers = find_weights(model, inputs, "2:4")
+    masks = WeightMasks(model, layers, steps=1000)
+    for x, y in batches:                       # 1000 of them
+        optimizer.zero_grad()
+        loss_function(model(x), y).backward()
+        optimizer.step()
+        masks.step()
+    plan = masks.harden()
+    hold_zeros(model, plan)                    # and fine-tune
+
+The same steps as of `ChannelMasks`, but that nothing is removed: what is pruned is a zero in its place. The masks
+multiply the weights themselves. A BatchNorm behind a layer takes one factor of a whole filter out again, but not the
+choice within it, and a mask of zero is a weight of zero whatever comes after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dtp_deploy.budget import Budget, flag_of
+from dtp_deploy.cost import count_parameters
+from dtp_deploy.errors import BudgetError, UsageError
+from dtp_deploy.graph import tensor_by_name
+from dtp_deploy.modules import device_of
+from dtp_deploy.prune.importance import ScoreStart
+from dtp_deploy.prune.layers import WeightLayers
+from dtp_deploy.prune.learning import ScoreLearner
+from dtp_deploy.prune.parametrised import Parametrised
+from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
+from dtp_deploy.prune.schedule import MaskSettings
+from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
+from dtp_deploy.ranks import by_first, mean_over_ranks
+from dtp_deploy.transport import softness
+
+
+class _WeightMask(nn.Module):
+    """Multiplies a weight by its mask. The mask is no parameter: the optimiser of the weights leaves it alone."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask.to(weight.dtype)
+
+
+class WeightMasks:
+    """Soft masks on single weights, learned by differentiable transportation.
+
+    Args:
+        model: changed in place while the masks are on: the weights of the layers become parametrised. `harden` takes
+            the masks off again.
+        layers: of this model, as `find_weights` gives them.
+        budget: of kind "params": how many parameters may be other than zero, those that cannot be masked counted too.
+            None for 2:4, which needs none.
+        steps: how many times `step` will be called, >= 1. The masks are hard after the last.
+        settings: hyper-parameters, none of which needs tuning.
+        limit: the largest number of parameters other than zero; by default the budget's.
+
+    Attributes:
+        scores: one score a weight, all layers one after the other, shape [n,], float64.
+        masks: of the present step, shape [n,].
+
+    Raises:
+        UsageError: no steps, a budget that does not fit the granularity, or a solver that is of channels.
+        BudgetError: not even one weight a layer meets the limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: WeightLayers,
+        budget: Budget | None = None,
+        *,
+        steps: int,
+        settings: MaskSettings | None = None,
+        limit: float | None = None,
+    ) -> None:
+        if steps < 1:
+            raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
+        self.model, self.layers, self.budget, self.steps = model, layers, budget, steps
+        self.settings = settings if settings is not None else MaskSettings()
+        if self.settings.solver != "exact":
+            raise UsageError(
+                f"--solver {self.settings.solver} is of channels. Leave it out with --granularity {layers.granularity}."
+            )
+        for layer in layers.maskable:
+            if parametrize.is_parametrized(layer.module(model), "weight"):
+                raise UsageError(
+                    f"{type(model).__name__} has masks already, on '{layer.name}'. Call harden() or detach() of them "
+                    "before you make others."
+                )
+        self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
+        device = device_of(model)
+        weights = [layer.weight_of(model) for layer in layers.maskable]
+        self._sharing = self._make_sharing(limit, device)
+        self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
+        self.scores.requires_grad_()
+        self._learner = ScoreLearner(self.scores, self.settings)
+        self._step, self._epsilon = 0, 1.0
+        self._threshold: Threshold = None
+        self._start: Threshold = None
+        self._masks = [torch.ones(weight.shape, device=device, requires_grad=True) for weight in weights]
+        self.masks = self._solve()
+        self._parametrised = [
+            Parametrised.put_on(layer.module(model), "weight", _WeightMask(mask))
+            for layer, mask in zip(layers.maskable, self._masks, strict=True)
+        ]
+        self._write()
+
+    def _make_sharing(self, limit: float | None, device: torch.device) -> Sharing:
+        layers, budget = self.layers, self.budget
+        if layers.granularity == "2:4":
+            if budget is not None:
+                raise UsageError(
+                    f"{flag_of(budget.kind)} {budget} does not go with 2:4, which keeps two of every four weights "
+                    "whatever the budget. Leave it out."
+                )
+            return BlockSharing(layers.count)
+        if budget is None or budget.kind != "params":
+            given = "no budget" if budget is None else f"{flag_of(budget.kind)} {budget}"
+            raise UsageError(f"WeightMasks() got {given}. Give single weights a budget of parameters: --params 20%.")
+        dense = count_parameters(self.model)
+        limit = budget.limit_for(float(dense)) if limit is None else limit
+        others = dense - layers.count
+        least = others + len(layers.maskable)
+        if limit < least:
+            raise BudgetError(
+                f"--params {budget} is a limit of {limit:,.6g}, but one weight in every layer, with the {others:,} "
+                f"parameters that are no weights of such layers, makes {least:,} of the dense {dense:,}. "
+                f"Give {math.ceil(1000 * least / dense) / 10:g}% or more."
+            )
+        kept = min(math.floor(limit + 1e-6) - others, layers.count)
+        sizes = [layer.weights for layer in layers.maskable]
+        return SharedBudget(sizes, kept, budget.scope, self.settings.floor_share, device)
+
+    @property
+    def kept(self) -> int:
+        """How many of the weights that may be masked are left in the end."""
+        return self._sharing.kept
+
+    @property
+    def progress(self) -> float:
+        """Share of the mask phase that is over, in [0, 1]."""
+        return min(1.0, self._step / self.steps)
+
+    @property
+    def undecided(self) -> float:
+        """Share of the masks in (0.02, 0.98)."""
+        masks = self.masks.detach()
+        return float(((masks > 0.02) & (masks < 0.98)).double().mean())
+
+    @property
+    def cost_share(self) -> float:
+        """The mean mask: the share of the weights that is kept now."""
+        return float(self.masks.detach().mean())
+
+    def step(self) -> None:
+        """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
+
+        As `ChannelMasks.step`.
+
+        Raises:
+            TrainingError: the gradients hold NaN or infinity.
+        """
+        if self._step >= self.steps:
+            return
+        if any(mask.grad is not None for mask in self._masks):
+            gradients = [mask.grad if mask.grad is not None else torch.zeros_like(mask) for mask in self._masks]
+            gradient = mean_over_ranks(torch.cat([self._flat(gradient) for gradient in gradients]))
+            self._learner.step(self.masks, gradient.to(self.scores), self._epsilon, self._step, self.progress)
+            self.zero_grad()
+        self._step += 1
+        self.masks = self._solve()
+        self._write()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that have gathered since the last step."""
+        for mask in self._masks:
+            mask.grad = None
+
+    def _ratio_now(self) -> float:
+        return self.settings.budget_at(self.progress, self._sharing.ratio, 1.0)
+
+    def _solve(self) -> Tensor:
+        """The next step's epsilon, and its transport."""
+        ratio = self._ratio_now()
+        wanted = self.settings.softness_at(self.progress, self._sharing.ratio, ratio)
+        epsilon = self._epsilon_for(wanted, ratio)
+        if self._threshold is not None:
+            self._start = self._threshold * (self._epsilon / epsilon)  # logits scale with 1 / epsilon
+        self._epsilon = epsilon
+        masks, self._threshold = self._sharing.solve(self.scores, epsilon, ratio, self._start)
+        return masks
+
+    def _epsilon_for(self, wanted: float, ratio: float) -> float:
+        """The epsilon of the wanted softness, followed from step to step where that is near enough."""
+        if 0 < self._step < self.steps:
+            last = softness(self.masks)
+            if last > 0 and 0.8 < wanted / last < 1.25:
+                return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
+        return self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        """The values of a weight in a row; for 2:4 with the inputs next to each other, shape [numel,]."""
+        return (tensor.movedim(1, -1) if self.layers.granularity == "2:4" else tensor).reshape(-1)
+
+    def _put(self, values: Tensor) -> None:
+        """Write values, one a weight, into the masks."""
+        with torch.no_grad():
+            parts = torch.split(values, [layer.weights for layer in self.layers.maskable])
+            for mask, part in zip(self._masks, parts, strict=True):
+                laid_out = mask.movedim(1, -1) if self.layers.granularity == "2:4" else mask
+                laid_out.copy_(part.view(laid_out.shape))
+
+    def _write(self) -> None:
+        self._put(self.masks.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `step` changes, in plain values and tensors; weights are the model's own."""
+        return {
+            "step": self._step,
+            "epsilon": self._epsilon,
+            "threshold": self._threshold,
+            "start": self._start,
+            **self._learner.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go to where masks of the same model, layers, budget and steps were; what follows is the same bit for bit."""
+        self._step, self._epsilon = state["step"], state["epsilon"]
+        self._threshold, self._start = (_moved(state[name], self.scores) for name in ("threshold", "start"))
+        self._learner.load_state(state)
+        self.masks, _ = self._sharing.solve(self.scores, self._epsilon, self._ratio_now(), self._start)
+        self._write()
+
+    def harden(self) -> PruningPlan:
+        """Take the masks off: kept weights keep their last mask as a factor, all others become exactly zero.
+
+        Returns:
+            The plan. Train on with `hold_zeros(model, plan)`.
+        """
+        keep = by_first(lambda: self._sharing.choose(self.scores))
+        # A kept weight that was undecided counts as kept: a tiny factor would only slow its fine-tuning.
+        self._put(keep * self.masks.detach().clamp_min(0.5))
+        self.detach()
+        with torch.no_grad():
+            for layer in self.layers.maskable:
+                weight = layer.weight_of(self.model)
+                weight.masked_fill_(weight == 0, 0.0)  # no zero is a minus zero
+        choices = (LayerChoice(layer.name, layer.weights, layer.weights, layer.left_because) for layer in self.layers)
+        plan = PruningPlan((), {}, self._fingerprint, granularity=self.layers.granularity, layers=tuple(choices))
+        return counted(plan, self.model)
+
+    def detach(self) -> None:
+        """Take the masks off and leave the weights as the masks make them now."""
+        for parametrised in self._parametrised:
+            parametrised.take_off()
+        self._parametrised = []
+
+
+def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tensor:
+    """One score a weight, all layers one after the other, shape [n,], float64.
+
+    "l2" is the size of a weight relative to the mean size in its layer, brought to unit spread: as `initial_scores` of
+    channels, for units of one weight. Of weights of the same score, the one that comes first in its layer counts more.
+
+    Args:
+        weights: flat, one tensor a layer.
+        start: "l2" or "uniform".
+    """
+    sizes = [weight.abs().to(torch.float64) for weight in weights]
+    scores = torch.cat([size / size.mean().clamp_min(1e-30) - 1 for size in sizes])
+    if start == "uniform":
+        scores = torch.zeros_like(scores)
+    scores = scores / scores.std(correction=0).clamp_min(1e-6)
+    places = [
+        (torch.arange(len(size), device=size.device, dtype=torch.float64) + number / len(sizes)) / len(size)
+        for number, size in enumerate(sizes)
+    ]
+    return scores - 1e-4 * torch.cat(places)
+
+
+def counted(plan: PruningPlan, model: nn.Module) -> PruningPlan:
+    """The plan, with the number of weights that are not zero in the model."""
+    layers = tuple(
+        replace(layer, kept=int(torch.count_nonzero(tensor_by_name(model, layer.tensor)))) for layer in plan.layers
+    )
+    return replace(plan, layers=layers)
+
+
+def hold_zeros(model: nn.Module, plan: PruningPlan) -> None:
+    """From now on, no training changes a weight that is zero in a layer of the plan that was masked.
+
+    Its gradient is zero, so that momentum and weight decay leave it alone, too. What is zero says the weight itself:
+    there is no mask to keep, and a model that is read back goes on in the same way.
+    """
+    for layer in plan.layers:
+        if layer.left_because is None:
+            weight = tensor_by_name(model, layer.tensor)
+            weight.register_hook(_ZeroWhere(weight))  # type: ignore[no-untyped-call]
+
+
+class _ZeroWhere:
+    """A gradient without what belongs to weights that are zero."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient * (self.weight != 0)
+
+
+def _moved(value: Threshold, like: Tensor) -> Threshold:
+    return value.to(like.device) if isinstance(value, Tensor) else value

@@ -1,0 +1,284 @@
+"""Masks on single weights, and on two of every four: counts, ties, hardness, zeros that stay."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dtp_deploy.budget import Budget, Granularity, parse_budget
+from dtp_deploy.cost import count_parameters
+from dtp_deploy.errors import BudgetError, TrainingError, UsageError
+from dtp_deploy.prune import (
+    MaskSettings,
+    PruningPlan,
+    WeightLayers,
+    WeightMasks,
+    find_weights,
+    hold_zeros,
+    remove_channels,
+)
+from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, even_counts
+from dtp_deploy.prune.weights import initial_scores
+from tests.dtp_deploy.prune.tiny import batch, network
+
+FIFTH = parse_budget("params", "20%")
+
+
+def put_on(model: nn.Module, granularity: Granularity, steps: int, budget: Budget | None = None) -> WeightMasks:
+    layers = find_weights(model, batch(size=1)[0], granularity)
+    return WeightMasks(model, layers, budget or (FIFTH if granularity == "weights" else None), steps=steps)
+
+
+def train(
+    model: nn.Module, steps: int, after_step: Callable[[], None] = lambda: None, **optimiser: float
+) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, **({"momentum": 0.9} | optimiser))
+    model.train()
+    for step in range(steps):
+        images, labels = batch(step)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after_step()
+    return optimizer
+
+
+def weights_of(model: nn.Module, layers: WeightLayers) -> list[Tensor]:
+    return [layer.weight_of(model).detach() for layer in layers.maskable]
+
+
+def not_zero(model: nn.Module) -> int:
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+
+
+def largest_kept_of_four(weight: Tensor) -> int:
+    return int((weight.movedim(1, -1).reshape(-1, 4) != 0).sum(1).max())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25])
+@pytest.mark.parametrize("granularity", ["weights", "2:4"])
+def test_masks_are_hard_after_any_number_of_steps_and_the_whole_budget_is_used(
+    granularity: Granularity, steps: int
+) -> None:
+    model = network()
+    masks = put_on(model, granularity, steps)
+    train(model, steps, masks.step)
+    assert masks.undecided <= 0.01
+    assert masks.cost_share == pytest.approx(masks.kept / masks.layers.count, rel=1e-9)
+    soft = masks.masks.detach()
+    plan = masks.harden()
+    kept = sum(layer.kept for layer in plan.layers if layer.left_because is None)
+    assert kept == masks.kept
+    assert sum(int(torch.count_nonzero(weight)) for weight in weights_of(model, masks.layers)) == masks.kept
+    if granularity == "weights":
+        assert not_zero(model) == int(0.2 * count_parameters(model))
+        assert int((soft > 0.5).sum()) == pytest.approx(masks.kept, abs=1)
+    else:
+        assert all(largest_kept_of_four(weight) == 2 for weight in weights_of(model, masks.layers))
+
+
+@pytest.mark.parametrize("granularity", ["weights", "2:4"])
+def test_every_step_keeps_the_mass_of_the_schedule_between_zero_and_one(granularity: Granularity) -> None:
+    model = network()
+    masks = put_on(model, granularity, 20)
+    shares = [masks.cost_share]
+
+    def after_step() -> None:
+        masks.step()
+        shares.append(masks.cost_share)
+        assert bool(((masks.masks >= 0) & (masks.masks <= 1)).all())
+
+    train(model, 20, after_step)
+    ratio = masks.kept / masks.layers.count
+    wanted = [MaskSettings().budget_at(step / 20, ratio, 1.0) for step in range(21)]
+    assert shares == pytest.approx(wanted, rel=1e-9)
+
+
+def test_what_the_masks_leave_is_what_the_model_computed_with_them() -> None:
+    """Masked = zeroed: with hard masks on, and after they are taken off."""
+    model = network()
+    masks = put_on(model, "2:4", 8)
+    train(model, 8, masks.step)
+    model.eval()
+    images, _ = batch(99)
+    keep = masks._sharing.choose(masks.scores)
+    masks._put(keep * masks.masks.detach().clamp_min(0.5))
+    masked = model(images)
+    masks.harden()
+    torch.testing.assert_close(model(images), masked, rtol=0, atol=0)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in network().named_parameters()]
+
+
+def test_masks_before_a_batchnorm_in_training_learn() -> None:
+    """A BatchNorm cancels a factor on a whole filter, but not the choice within it."""
+    model = network()
+    masks = put_on(model, "weights", 10)
+    before = masks.scores.detach().clone()
+    train(model, 5, masks.step)
+    moved = (masks.scores.detach() - before).abs()
+    assert float(moved[: 16 * 9].mean()) > 0.01  # the first convolution, with a BatchNorm behind it
+
+
+@pytest.mark.parametrize("granularity", ["weights", "2:4"])
+@pytest.mark.parametrize("optimiser", [{"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9, "nesterov": True}])
+def test_zeros_stay_zero_in_training(granularity: Granularity, optimiser: dict[str, float]) -> None:
+    model = network()
+    masks = put_on(model, granularity, 5)
+    train(model, 5, masks.step)
+    plan = masks.harden()
+    before = [weight.clone() for weight in weights_of(model, masks.layers)]
+    hold_zeros(model, plan)
+    train(model, 10, **optimiser)
+    for old, new in zip(before, weights_of(model, masks.layers), strict=True):
+        assert torch.equal(old == 0, new == 0)
+        assert not torch.equal(old, new)
+
+
+def test_without_holding_them_zeros_do_not_stay() -> None:
+    model = network()
+    masks = put_on(model, "weights", 5)
+    train(model, 5, masks.step)
+    masks.harden()
+    train(model, 2)
+    assert not_zero(model) > FIFTH.limit * count_parameters(model)
+
+
+def test_a_run_that_is_cut_off_goes_on_bit_for_bit() -> None:
+    for granularity in ("weights", "2:4"):
+        whole, first = network(), network()
+        whole_masks, masks = put_on(whole, granularity, 12), put_on(first, granularity, 12)
+        train(whole, 12, whole_masks.step, momentum=0.0)
+        train(first, 7, masks.step, momentum=0.0)
+        second = network()
+        resumed = put_on(second, granularity, 12)
+        second.load_state_dict(first.state_dict())
+        resumed.load_state(copy.deepcopy(masks.state()))
+        assert torch.equal(resumed.masks, masks.masks)
+        optimizer = torch.optim.SGD(second.parameters(), lr=0.02)
+        second.train()
+        for step in range(7, 12):
+            images, labels = batch(step)
+            nn.functional.cross_entropy(second(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            resumed.step()
+        assert resumed.harden() == whole_masks.harden()
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_per_layer_keeps_the_same_ratio_in_every_layer() -> None:
+    model = network()
+    masks = put_on(model, "weights", 10, parse_budget("params", "30%", "per-layer"))
+    train(model, 10, masks.step)
+    plan = masks.harden()
+    ratio = masks.kept / masks.layers.count
+    for layer in plan.layers:
+        assert layer.kept == pytest.approx(ratio * layer.weights, abs=1)
+    assert sum(layer.kept for layer in plan.layers) == masks.kept
+
+
+def test_a_layer_of_weights_that_are_small_keeps_its_floor() -> None:
+    model = network()
+    masks = put_on(model, "weights", 10)
+    with torch.no_grad():
+        masks.scores[: 16 * 9] = -100.0
+    train(model, 10, masks.step)
+    (first, *_) = masks.harden().layers
+    assert first.kept == int(0.5 * masks.kept / masks.layers.count * first.weights)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 10**6), st.booleans())
+def test_of_equal_scores_the_first_are_kept_and_the_count_is_exact(sizes: list[int], seed: int, even: bool) -> None:
+    kept = len(sizes) + seed % (sum(sizes) - len(sizes) + 1)
+    sharing = SharedBudget(sizes, kept, "per-layer" if even else "global", 0.5)
+    keep = sharing.choose(torch.zeros(sum(sizes), dtype=torch.float64))
+    assert int(keep.sum()) == kept
+    for part in torch.split(keep, sizes):
+        assert bool(part[0])
+        assert not bool((part[1:] & ~part[:-1]).any()), "a later one is kept, and an earlier one is not"
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_even_counts_are_exact_and_leave_no_layer_empty(sizes: list[int], seed: int) -> None:
+    kept = len(sizes) + seed % (sum(sizes) - len(sizes) + 1)
+    counts = even_counts(sizes, kept)
+    assert sum(counts) == kept
+    assert all(1 <= count <= size for count, size in zip(counts, sizes, strict=True))
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=32).filter(lambda values: len(values) % 4 == 0))
+def test_two_of_every_four_are_kept_and_of_equal_scores_the_first(values: list[float]) -> None:
+    keep = BlockSharing(len(values)).choose(torch.tensor(values, dtype=torch.float64))
+    for block, kept in zip(torch.tensor(values).view(-1, 4), keep.view(-1, 4), strict=True):
+        expected = sorted(range(4), key=lambda index: (-float(block[index]), index))[:2]
+        assert torch.nonzero(kept).flatten().tolist() == sorted(expected)
+
+
+def test_weights_all_equal_are_decided_by_the_end() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5, bias=False))
+    nn.init.constant_(model[1].weight, 0.1)
+    masks = WeightMasks(model, find_weights(model, batch(size=1)[0]), parse_budget("params", "50%"), steps=4)
+    for _ in range(4):
+        masks.step()
+    assert masks.undecided <= 1.5 / 180
+    assert masks.harden().layers[0].kept == 90
+
+
+def test_scores_start_relative_to_their_layer() -> None:
+    small, large = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([100.0, 200.0, -300.0])
+    first, second = initial_scores([small, large]).view(2, 3)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+    assert first.argsort().tolist() == [0, 1, 2]
+    assert initial_scores([small, large], "uniform").abs().max() <= 1e-4
+
+
+def test_the_plan_tells_counts_and_reads_back_and_removes_nothing() -> None:
+    model = network()
+    masks = put_on(model, "2:4", 2)
+    train(model, 2, masks.step)
+    plan = masks.harden()
+    assert plan.granularity == "2:4"
+    assert [(layer.name, layer.weights, layer.kept, layer.left_because) for layer in plan.layers] == [
+        ("0", 144, 144, "four does not divide its 1 inputs"),
+        ("3", 3456, 1728, None),
+        ("6", 480, 240, None),
+        ("9", 400, 200, None),
+    ]
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert len(plan.to_json()) < 1000
+    same = remove_channels(model, plan)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+
+
+def test_gradients_that_are_not_finite_end_the_training() -> None:
+    model = network()
+    masks = put_on(model, "weights", 3)
+    (model(batch()[0]).sum() * torch.nan).backward()
+    with pytest.raises(TrainingError, match="NaN or infinity at step 0"):
+        masks.step()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = network()
+    images, _ = batch(size=1)
+    weights, blocks = find_weights(model, images), find_weights(model, images, "2:4")
+    with pytest.raises(UsageError, match="got --macs 50%. Give single weights a budget"):
+        WeightMasks(model, weights, parse_budget("macs", "50%"), steps=1)
+    with pytest.raises(UsageError, match="got no budget"):
+        WeightMasks(model, weights, steps=1)
+    with pytest.raises(UsageError, match="--params 20% does not go with 2:4"):
+        WeightMasks(model, blocks, FIFTH, steps=1)
+    with pytest.raises(UsageError, match="steps is 0"):
+        WeightMasks(model, blocks, steps=0)
+    with pytest.raises(UsageError, match="--solver sinkhorn-1 is of channels"):
+        WeightMasks(model, blocks, steps=1, settings=MaskSettings(solver="sinkhorn-1"))
+    with pytest.raises(BudgetError, match=r"makes 109 of the dense 4,585. Give 2.4% or more"):
+        WeightMasks(model, weights, parse_budget("params", "1%"), steps=1)
+    masks = WeightMasks(model, blocks, steps=1)
+    with pytest.raises(UsageError, match="has masks already, on '3'"):
+        WeightMasks(model, blocks, steps=1)
+    masks.detach()
