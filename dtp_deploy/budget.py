@@ -14,7 +14,7 @@ Budget(kind='latency', limit=5.0, relative=False, scope='global')
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -41,6 +41,13 @@ UNITS: dict[BudgetKind, str] = {
     "latency": "ms",
 }
 """The unit in which `Budget.limit` is given, by kind, where it is not relative."""
+
+_NOT_BY_ZEROS: dict[BudgetKind, str] = {
+    "macs": "a runtime multiplies by zeros as by any other number",
+    "size": "the ONNX file stores zeros like any other value, and is as large as before",
+    "channels": "it removes no channels",
+    "latency": "no runtime is faster for single zeros",
+}
 
 _FLAGS: dict[str, str] = {"channels": "--channel-count"}
 
@@ -182,6 +189,32 @@ def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global", statistic
     if number <= 0:
         raise UsageError(f"{flag_of(kind)} {text}: a budget must be above zero. Give {_example(kind)}, say.")
     return Budget(kind, number * scales[unit], scope=scope, statistic=statistic)
+
+
+def check_budgets(granularity: Granularity, budgets: Sequence[Budget]) -> None:
+    """Raise unless a run of that granularity can keep these budgets.
+
+    Raises:
+        UsageError: no budget, two of a kind, or one that zeros cannot keep.
+
+    >>> check_budgets("2:4", [])
+    >>> check_budgets("weights", [parse_budget("params", "20%")])
+    """
+    if granularity == "2:4":
+        if budgets:
+            raise UsageError(
+                f"{flag_of(budgets[0].kind)} {budgets[0]} does not go with --granularity 2:4, which keeps two of every "
+                "four weights whatever the budget. Leave it out."
+            )
+        return
+    if not budgets or len({one.kind for one in budgets}) < len(budgets):
+        raise UsageError(f"compress() got the budgets {[str(one) for one in budgets]}. Give one, or one of each kind.")
+    refused = [one for one in budgets if one.kind != "params"] if granularity == "weights" else []
+    if refused:
+        raise UsageError(
+            f"{flag_of(refused[0].kind)} {refused[0]} cannot be kept by --granularity weights: "
+            f"{_NOT_BY_ZEROS[refused[0].kind]}. Give --params, or --granularity channels."
+        )
 
 
 def _example(kind: BudgetKind) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from dtp_deploy.budget import Budget, BudgetKind, Scope, Statistic, parse_budget
+from dtp_deploy.budget import Budget, BudgetKind, Granularity, Scope, Statistic, parse_budget
 from dtp_deploy.errors import UsageError
 
 if TYPE_CHECKING:  # it imports NumPy, which the help texts can do without
@@ -131,6 +131,9 @@ class CompressConfig(BaseModel):
     channels: Literal["rgb", "bgr", "grey"] | None = _key("Preprocessing", None, "Order of the channels.", "", "rgb")
     range: Literal["0-1", "0-255"] | None = _key("Preprocessing", None, "Range of the pixels.", "", "0-1")
 
+    granularity: Granularity = _key(
+        "Budget", "channels", "What is pruned: channels, single weights (--params), or 2:4, which needs no budget."
+    )
     macs: str | None = _key("Budget", None, "Limit of operations (MACs): 50% or 30M.", "LIMIT", "50%")
     params: str | None = _key("Budget", None, "Limit of parameters: 50% or 1.5M.", "LIMIT", "50%")
     size: str | None = _key("Budget", None, "Limit of bytes delivered: 50% or 2MB.", "LIMIT", "2MB")

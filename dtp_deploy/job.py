@@ -174,6 +174,7 @@ def resolve(order: Order) -> Job:
         distill=config.distill,
         augment=config.augment,
         seed=config.seed,
+        granularity=config.granularity,
         masks=MaskSettings(solver=config.solver, round_to=config.round_to),
     )
     given = tuple(parse_input(text) for text in config.input)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtp_deploy.artefact import check_output
-from dtp_deploy.budget import Budget
+from dtp_deploy.budget import Budget, BudgetKind, check_budgets
 from dtp_deploy.config import CompressConfig, ConfigFile, target_spec
 from dtp_deploy.errors import UsageError
 from dtp_deploy.target import Target, TargetSpec, find_target
@@ -24,7 +24,7 @@ class Order:
         config: what was given.
         checkpoint: the model's file, folder or name.
         out: folder to write.
-        budgets: at least one.
+        budgets: at least one; none for 2:4.
         target: with its options.
         resume: go on with a run that was cut off.
         config_path: the configuration file that was read; None if there was none.
@@ -44,8 +44,8 @@ class Order:
 def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume: bool = False) -> Order:
     """Check what can be checked at once, and fill in what was not given.
 
-    The budget is ``--latency 50%`` where the target can measure here or predict, and ``--macs 50%`` elsewhere; the
-    folder is named after the model.
+    The budget is ``--latency 50%`` where the target can measure here or predict, and ``--macs 50%`` elsewhere; for
+    single weights ``--params 50%``, and none for 2:4. The folder is named after the model.
 
     Raises:
         UsageError: the model is missing, the folder cannot be written, the target is unknown, a budget is no quantity.
@@ -65,9 +65,12 @@ def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume
         check_output(out, config.force)
     spec = target_spec(config, file)
     target = find_target(spec)
-    if default := not budgets:
+    default = not budgets and config.granularity != "2:4"
+    if default:
         timed = target.availability().available or type(target).predict is not Target.predict
-        budgets = (config.budget("latency" if timed else "macs", HALF),)
+        by_measure: BudgetKind = "latency" if timed else "macs"
+        budgets = (config.budget("params" if config.granularity == "weights" else by_measure, HALF),)
+    check_budgets(config.granularity, budgets)
     if config.statistic != "p50" and all(budget.kind != "latency" for budget in budgets):
         raise UsageError(f"--statistic {config.statistic} is of a latency. Give --latency too, or leave it out.")
     return Order(config, config.checkpoint, out, budgets, spec, resume, file.path, default)

@@ -29,7 +29,7 @@ from dtp_deploy.artefact import (
     save_weights,
     write_report,
 )
-from dtp_deploy.budget import Budget, amount, flag_of
+from dtp_deploy.budget import Budget, amount, check_budgets, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
 from dtp_deploy.errors import BudgetError, TargetError, TrainingError, UsageError
 from dtp_deploy.evaluate import evaluate_model
@@ -38,9 +38,9 @@ from dtp_deploy.export.delivery import require_parity
 from dtp_deploy.export.onnx import export_program
 from dtp_deploy.findings import Findings
 from dtp_deploy.forms import Form, make_form, metadata_of, parity_batches
+from dtp_deploy.granularity import ChannelPruning, Masks, Pruning, check_zeros, gains, make_weight_pruning
 from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.identity import identity
-from dtp_deploy.latency import close_loop, explain_deviations
 from dtp_deploy.latency.timing import can_measure, is_predicted, time_models
 from dtp_deploy.limits import Limits, Workbench, make_limits
 from dtp_deploy.loading.source import DataSource, TrainStream
@@ -48,8 +48,9 @@ from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import ChannelMasks, PruningPlan, prove, remove_channels
+from dtp_deploy.prune import PruningPlan, WeightLayers, find_weights, hold_zeros, prove, remove_channels
 from dtp_deploy.prune.plan import compose
+from dtp_deploy.prune.weights import counted
 from dtp_deploy.ranks import by_first, default_device, joined, rank, world_size
 from dtp_deploy.report import Report
 from dtp_deploy.summary import Outcome, pooled
@@ -70,7 +71,7 @@ def compress(
     model: nn.Module,
     *,
     data: DataSource,
-    budget: Budget | Sequence[Budget],
+    budget: Budget | Sequence[Budget] = (),
     out: Path | str,
     target: TargetSpec | str = "cpu",
     input_shape: tuple[int, ...] | None = None,
@@ -98,7 +99,8 @@ def compress(
     Args:
         model: trained. It is not changed.
         data: to learn masks and fine-tune with, and to validate on.
-        budget: what the pruned model may cost; all of several budgets are kept.
+        budget: what the pruned model may cost; all of several budgets are kept. None where two of every four weights
+            are kept (`settings.granularity`).
         out: folder to write; it appears at the end, complete.
         target: where the delivered model is measured.
         input_shape: of the delivered model's only input, batch first; by default one sample of the data.
@@ -136,8 +138,7 @@ def compress(
     settings = settings if settings is not None else Settings()
     spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    if not budgets or len({one.kind for one in budgets}) < len(budgets):
-        raise UsageError(f"compress() got the budgets {[str(one) for one in budgets]}. Give one, or one of each kind.")
+    check_budgets(settings.granularity, budgets)
     state = find_target(spec).availability()
     if require_measured and not state.available:
         raise TargetError(f"--require-measured: target '{spec.name}' {state.reason}. {state.install}".strip())
@@ -215,28 +216,17 @@ class _Run:
 
     def go(self, model: nn.Module, folder: Path, scratch: Path, saved: dict[str, Any] | None) -> None:
         """All stages, in order; from a checkpoint, those that are over are taken from it."""
-        settings, progress = self.settings, self.progress
+        settings = self.settings
         if saved is not None:
             self.findings.load_state(saved["findings"], saved["trainer"]["step"])
         dense = copy.deepcopy(model).eval().requires_grad_(False)
         check_model(dense, self.inputs, self.data, self.task)
         with self.findings.stage("groups"):
-            groups = prove(dense, find_groups(dense, self.inputs), seed=settings.seed, progress=progress)
+            found = self._find(dense)
         with self.findings.stage("dense model"):
             self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
         with self.findings.stage("budget"):
-            bench = Workbench(
-                dense,
-                groups,
-                self.dense,
-                self.batches,
-                scratch,
-                self.target,
-                self.finish,
-                metadata_of(self.data),
-                progress,
-            )
-            self.limits = self._limits(bench, saved["limits"] if saved else None)
+            self.pruning = self._pruning(dense, found, scratch, saved)
         stream: TrainStream = self.data.train(settings.batch_size, settings.seed, settings.augment)
         if world_size() > 1:
             stream = ShardedStream(stream, settings.batch_size, rank(), world_size())
@@ -245,17 +235,45 @@ class _Run:
         if saved is not None:
             trainer.load_state(saved["trainer"])
         if saved is None or saved["plan"] is None:
-            small = self._prune(dense, groups, trainer, saved)
+            small = self._prune(dense, trainer, saved)
         else:
             self.plan = PruningPlan.from_json(saved["plan"])
             small = remove_channels(dense, self.plan).requires_grad_(True)
             small.load_state_dict(saved["model"])
         small.to(self.device)
+        hold_zeros(small, self.plan)
         with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
         small.cpu()
         self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
         by_first(lambda: self._deliver(small, folder))
+
+    def _find(self, dense: nn.Module) -> Groups | WeightLayers:
+        """What may be pruned."""
+        settings = self.settings
+        if settings.granularity != "channels":
+            return find_weights(dense, self.inputs, settings.granularity)
+        return prove(dense, find_groups(dense, self.inputs), seed=settings.seed, progress=self.progress)
+
+    def _pruning(
+        self, dense: nn.Module, found: Groups | WeightLayers, scratch: Path, saved: dict[str, Any] | None
+    ) -> Pruning:
+        """How it is pruned, within the budgets."""
+        if isinstance(found, WeightLayers):
+            return make_weight_pruning(found, self.budgets, dense, self.dense)
+        bench = Workbench(
+            dense,
+            found,
+            self.dense,
+            self.batches,
+            scratch,
+            self.target,
+            self.finish,
+            metadata_of(self.data),
+            self.progress,
+        )
+        limits = self._limits(bench, saved["limits"] if saved else None)
+        return ChannelPruning(found, limits, predicted=not can_measure(self.target))
 
     def _limits(self, bench: Workbench, decided: Sequence[Mapping[str, Any]] | None) -> Limits:
         """The limits; what must be measured for them is measured by one process."""
@@ -272,6 +290,8 @@ class _Run:
         """Write what is delivered, and measure it."""
         with self.findings.stage("pruned model"):
             self.pruned = self._form(small, folder / MODEL_ONNX, "pruned")
+            check_zeros(folder / MODEL_ONNX, small, self.plan)
+            self.plan = counted(self.plan, small)
             export_program(self.finish(copy.deepcopy(small)), self.inputs, folder / MODEL_PROGRAM)
             save_weights(small, folder / WEIGHTS)
             plan = self.plan if self.pruned_by is None else compose(self.pruned_by, self.plan)
@@ -286,46 +306,30 @@ class _Run:
         with self.findings.stage("measurement"):
             self.latencies = self._measure()
 
-    def _prune(self, dense: nn.Module, groups: Groups, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
+    def _prune(self, dense: nn.Module, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
         """Learn masks, choose, remove: the network that is left."""
         student = copy.deepcopy(dense).requires_grad_(True).to(self.device)
-        masks = ChannelMasks(
-            student,
-            groups,
-            self.limits.all[0].budget,
-            steps=trainer.mask_steps,
-            settings=self.settings.masks,
-            cost=self.limits.cost,
-            limit=self.limits.limit,
-            preferred=self.limits.preferred,
-        )
+        masks = self.pruning.masks(student, trainer.mask_steps, self.settings.masks)
         if saved is not None:
             student.load_state_dict(saved["model"])
             masks.load_state(saved["masks"])
         with self.findings.stage("masks"):
             self._train(trainer, student, trainer.mask_steps, "masks", masks)
-        with self.findings.stage("channels"):
-            limits = self.limits
-            self.plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
-            self.findings.deviations = explain_deviations(
-                masks.learned_widths(), self.plan, limits.preferred, groups, predicted=not can_measure(self.target)
-            )
-            masks.harden(self.plan)
+        with self.findings.stage("choice"):
+            self.plan, self.findings.deviations = self.pruning.harden(masks)
             student.cpu()
             small = self._remove(student, self.plan)
         self._save(trainer, small)
         return small
 
-    def _train(
-        self, trainer: Trainer, model: nn.Module, until: int, name: str, masks: ChannelMasks | None = None
-    ) -> None:
+    def _train(self, trainer: Trainer, model: nn.Module, until: int, name: str, masks: Masks | None = None) -> None:
         """Train up to a step, with a checkpoint from time to time and one at the end."""
 
         def after_step() -> None:
             scalars = {"loss": trainer.loss, "learning_rate": self.settings.rate_at(trainer.step / trainer.total_steps)}
             if masks is not None:
                 masks.step()
-                scalars |= {"undecided": masks.undecided, "cost_share": masks.result.cost / masks.dense_cost}
+                scalars |= {"undecided": masks.undecided, "cost_share": masks.cost_share}
             if self.log is not None:
                 self.log.write(trainer.step, name, scalars)
             self.keeper.after_step(trainer.step, trainer.total_steps, lambda: self._state(trainer, model, masks))
@@ -336,16 +340,16 @@ class _Run:
         self._save(trainer, model, masks)
         self.keeper.stop_if_asked(trainer.step, trainer.total_steps)
 
-    def _save(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> None:
+    def _save(self, trainer: Trainer, model: nn.Module, masks: Masks | None = None) -> None:
         by_first(lambda: self.keeper.save(trainer.step, self._state(trainer, model, masks)))
 
-    def _state(self, trainer: Trainer, model: nn.Module, masks: ChannelMasks | None = None) -> dict[str, Any]:
+    def _state(self, trainer: Trainer, model: nn.Module, masks: Masks | None = None) -> dict[str, Any]:
         return {
             "trainer": trainer.state(),
             "model": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
             "masks": masks.state() if masks is not None else None,
             "plan": self.plan.to_json() if masks is None else None,
-            "limits": self.limits.decisions(),
+            "limits": self.pruning.decisions(),
             "findings": self.findings.state(),
         }
 
@@ -373,9 +377,10 @@ class _Run:
         masked.eval()
         self._check_alive(masked)
         small = remove_channels(masked, plan)
-        removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
-        require_parity(removal)
-        self.findings.add_parity([removal])
+        if plan.granularity == "channels":  # of single weights nothing is removed
+            removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
+            require_parity(removal)
+            self.findings.add_parity([removal])
         settings = self.settings
         stream = self.data.train(max(2, settings.batch_size), settings.seed, settings.augment)
         reestimate_batchnorm(small, (inputs for inputs, _ in islice(stream, settings.batchnorm_batches)))
@@ -415,7 +420,7 @@ class _Run:
         return together
 
     def _budget_entries(self, latencies: dict[str, LatencyReport]) -> list[dict[str, Any]]:
-        return [one.entry(self.pruned, self.plan, latencies) for one in self.limits.all]
+        return self.pruning.entries(self.pruned, self.plan, latencies)
 
     def outcome(self, model_name: str) -> Outcome:
         """Everything that was found out."""
@@ -433,7 +438,12 @@ class _Run:
             self.latencies,
             self._budget_entries(self.latencies),
             self.findings,
-            [*self.notes, *self.data.notes, *self.limits.notes],
+            [
+                *self.notes,
+                *self.data.notes,
+                *self.pruning.notes,
+                *gains(self.plan, self.dense.delivery.path, self.pruned.delivery.path),
+            ],
         )
 
 

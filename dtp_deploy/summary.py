@@ -68,7 +68,7 @@ class Outcome:
             "task": self.task.name,
             "input_shapes": [list(tensor.shape) for tensor in self.inputs],
             "preprocessing": self.data.preprocessing,
-            "scope": self.budgets[0].scope,
+            "scope": self.budgets[0].scope if self.budgets else None,
         }
         entries: dict[str, Any] = hide_home(
             {
@@ -87,7 +87,9 @@ class Outcome:
                 "budget": budget,
                 "further_budgets": further,
                 "dense": model_entry(self.dense, dense),
-                "pruned": model_entry(self.pruned, pruned),
+                "pruned": model_entry(self.pruned, pruned)
+                | {"nonzero_params": self.pruned.params - self.plan.zeros if self.plan.layers else None},
+                "granularity": self.plan.granularity,
                 "latency_ratio": None if predicted else asdict(median_ratio(pruned, dense)),
                 "accuracy_stages": [
                     {"stage": stage, "accuracy": accuracy} for stage, accuracy in self.findings.accuracies.items()
@@ -101,6 +103,7 @@ class Outcome:
                     }
                     for choice in self.plan.groups
                 ],
+                "layers": [asdict(layer) for layer in self.plan.layers],
                 "parity": list(self.findings.parity.values()),
                 "passes": [
                     {"name": outcome.name, "applied": outcome.applied, "reason": outcome.reason}

@@ -204,6 +204,11 @@ class ChannelMasks:
         masks = self.result.masks.detach()
         return float(((masks > 0.02) & (masks < 0.98)).double().mean())
 
+    @property
+    def cost_share(self) -> float:
+        """The cost of the masks, as a share of that of the full widths."""
+        return self.result.cost / self.dense_cost
+
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
 

@@ -86,6 +86,11 @@ class PruningPlan:
         """Channels kept, by group."""
         return {group.name: group.width_after for group in self.groups}
 
+    @property
+    def zeros(self) -> int:
+        """How many weights of the masked layers are zero."""
+        return sum(layer.weights - layer.kept for layer in self.layers if layer.left_because is None)
+
     def check(self, model: nn.Module) -> None:
         """Raise unless the plan was made for a model with exactly these tensors.
 

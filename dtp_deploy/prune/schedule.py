@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import UsageError
 from dtp_deploy.prune.importance import ScoreStart
 
@@ -49,6 +50,19 @@ class MaskSettings:
             raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
         if not 0 < self.budget_reached <= 1:
             raise UsageError(f"budget_reached is {self.budget_reached}; give a number above 0 and at most 1.")
+
+    def check_granularity(self, granularity: Granularity) -> None:
+        """Raise unless these settings can be of masks of that granularity.
+
+        Raises:
+            UsageError: single weights, and something that is of channels only.
+        """
+        if granularity == "channels":
+            return
+        given = [f"--solver {self.solver}"] * (self.solver != "exact")
+        given += [f"--round-to {self.round_to}"] * (self.round_to > 1)
+        if given:
+            raise UsageError(f"{given[0]} is of channels. Leave it out with --granularity {granularity}.")
 
     def budget_at(self, progress: float, limit: float, dense: float) -> float:
         """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.

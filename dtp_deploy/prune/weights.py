@@ -89,10 +89,7 @@ class WeightMasks:
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.layers, self.budget, self.steps = model, layers, budget, steps
         self.settings = settings if settings is not None else MaskSettings()
-        if self.settings.solver != "exact":
-            raise UsageError(
-                f"--solver {self.settings.solver} is of channels. Leave it out with --granularity {layers.granularity}."
-            )
+        self.settings.check_granularity(layers.granularity)
         for layer in layers.maskable:
             if parametrize.is_parametrized(layer.module(model), "weight"):
                 raise UsageError(
@@ -139,7 +136,7 @@ class WeightMasks:
                 f"parameters that are no weights of such layers, makes {least:,} of the dense {dense:,}. "
                 f"Give {math.ceil(1000 * least / dense) / 10:g}% or more."
             )
-        kept = min(math.floor(limit + 1e-6) - others, layers.count)
+        kept = min(math.floor(limit) - others, layers.count)
         sizes = [layer.weights for layer in layers.maskable]
         return SharedBudget(sizes, kept, budget.scope, self.settings.floor_share, device)
 

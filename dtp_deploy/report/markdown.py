@@ -54,6 +54,13 @@ def render_markdown(report: Report) -> str:
             ),
         ),
         *_section(
+            f"Layers ({report.granularity})",
+            _table(
+                ("layer", "weights", "not zero", "left because"),
+                [(one.name, one.weights, one.kept, one.left_because or "") for one in report.layers],
+            ),
+        ),
+        *_section(
             "Parity",
             _table(
                 ("stage", "largest error", "relative", "tolerance", "passed"), [_parity_row(p) for p in report.parity]

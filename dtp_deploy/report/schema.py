@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from dtp_deploy.budget import BudgetKind
+from dtp_deploy.budget import BudgetKind, Granularity
 from dtp_deploy.errors import InputError
 from dtp_deploy.report.privacy import find_private
 from dtp_deploy.report.text import json_text
@@ -65,10 +65,10 @@ class BudgetEntry(_Part):
     """The limit that was asked for, and what was reached."""
 
     kind: BudgetKind = Field(description="the cost that is limited")
-    requested: str = Field(description='the limit as it was typed, such as "60%"')
+    requested: str = Field(description='the limit as it was typed, such as "60%"; "2:4" where that is the limit')
     relative: bool = Field(description="whether it was a share of the dense model")
     limit: Positive = Field(description="the absolute upper bound, in `unit`")
-    unit: str = Field(description="MACs, parameters, bytes, channels or ms")
+    unit: str = Field(description="MACs, parameters, non-zero parameters, bytes, channels or ms")
     achieved: NotNegative | None = Field(description="the pruned model's cost, in `unit`; null if not known")
     met: bool | None = Field(description="whether achieved <= limit; null if that could not be found out")
     basis: Basis = Field(description="how `achieved` was found: measured on the target, predicted, or computed exactly")
@@ -102,6 +102,9 @@ class ModelEntry(_Part):
     )
     macs: Count = Field(description="multiply-accumulate operations of one sample")
     params: Count = Field(description="number of parameters")
+    nonzero_params: Count | None = Field(
+        None, description="the same without the masked weights that are zero; null where no single weights are masked"
+    )
     size_bytes: Count = Field(description="all files that would be delivered (ONNX, weights included)")
     latency: LatencyEntry | None = Field(description="null where the target cannot run here")
     predicted_ms: Positive | None = Field(
@@ -122,6 +125,21 @@ class GroupEntry(_Part):
     def _never_grows(self) -> Self:
         if self.width_after > self.width_before:
             raise ValueError(f"group {self.name} grew from {self.width_before} to {self.width_after} channels")
+        return self
+
+
+class LayerEntry(_Part):
+    """One layer whose single weights may be set to zero."""
+
+    name: str = Field(description="the layer; empty if it is the whole model")
+    weights: Count = Field(description="values of its weight")
+    kept: Count = Field(description="those that are not zero")
+    left_because: str | None = Field(description="why none was set to zero here; null for a masked layer")
+
+    @model_validator(mode="after")
+    def _never_grows(self) -> Self:
+        if self.kept > self.weights:
+            raise ValueError(f"layer {self.name} keeps {self.kept} of {self.weights} weights")
         return self
 
 
@@ -188,7 +206,15 @@ class Report(_Part):
     pruned: ModelEntry = Field(description="the model as it is delivered")
     latency_ratio: LatencyRatioEntry | None = Field(description="pruned over dense; null if not measured")
     accuracy_stages: tuple[StageAccuracyEntry, ...] = Field(description="accuracy along the run")
-    groups: tuple[GroupEntry, ...] = Field(description="channel groups, prunable and frozen")
+    granularity: Granularity = Field(
+        "channels", description="what was pruned: channels, single weights, or two of every four weights"
+    )
+    groups: tuple[GroupEntry, ...] = Field(
+        description="channel groups, prunable and frozen; none where single weights were pruned"
+    )
+    layers: tuple[LayerEntry, ...] = Field(
+        (), description="layers with weights, where single weights were pruned: masked, and left as they are"
+    )
     parity: tuple[ParityEntry, ...] = Field(description="every comparison made")
     passes: tuple[PassEntry, ...] = Field(description="passes over the exported graph")
     stages: tuple[StageEntry, ...] = Field(description="the time of each stage")

@@ -21,7 +21,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(report: Report) -> list[SummaryRow]:
-    """Accuracy, latency, MACs, parameters and size of the two models."""
+    """Accuracy, latency, MACs, parameters (of masked models those left too) and size of the two models."""
     dense, pruned = report.dense, report.pruned
     return [
         SummaryRow(
@@ -30,10 +30,20 @@ def summary_rows(report: Report) -> list[SummaryRow]:
         SummaryRow("latency p50", _p50(dense), _p50(pruned), _latency_ratio(report)),
         SummaryRow("MACs", count(dense.macs), count(pruned.macs), _ratio(dense.macs, pruned.macs)),
         SummaryRow("parameters", count(dense.params), count(pruned.params), _ratio(dense.params, pruned.params)),
+        *_nonzero(report),
         SummaryRow(
             "size", size(dense.size_bytes), size(pruned.size_bytes), _ratio(dense.size_bytes, pruned.size_bytes)
         ),
     ]
+
+
+def _nonzero(report: Report) -> list[SummaryRow]:
+    dense, left = report.dense.params, report.pruned.nonzero_params
+    return (
+        []
+        if left is None
+        else [SummaryRow(f"not zero ({report.granularity})", count(dense), count(left), _ratio(dense, left))]
+    )
 
 
 def points(accuracy: float | None) -> str:

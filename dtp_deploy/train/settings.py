@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import UsageError
 from dtp_deploy.prune import MaskSettings
 
@@ -32,6 +33,7 @@ class Settings:
         batchnorm_batches: batches with which BatchNorm statistics are estimated anew after removal.
         seed: of everything random.
         masks: of the mask phase.
+        granularity: what is pruned.
 
     Raises:
         UsageError: a value is out of range.
@@ -53,6 +55,7 @@ class Settings:
     batchnorm_batches: int = 20
     seed: int = 0
     masks: MaskSettings = field(default_factory=MaskSettings)
+    granularity: Granularity = "channels"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -61,6 +64,10 @@ class Settings:
             raise UsageError(f"--batch-size {self.batch_size} is not allowed. Give 1 or more.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"--lr {self.learning_rate} is not allowed. Give a number above 0, such as 0.02.")
+        if self.granularity not in get_args(Granularity):
+            known = ", ".join(get_args(Granularity))
+            raise UsageError(f"--granularity {self.granularity!r} is unknown. Give one of {known}.")
+        self.masks.check_granularity(self.granularity)
         if not 0 < self.mask_share < 1:
             raise UsageError(f"mask_share is {self.mask_share}; give a number between 0 and 1.")
         if self.augment not in get_args(Augment):

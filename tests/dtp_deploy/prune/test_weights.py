@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused() -> None:
     model = network()
     images, _ = batch(size=1)
     weights, blocks = find_weights(model, images), find_weights(model, images, "2:4")
-    with pytest.raises(UsageError, match="got --macs 50%. Give single weights a budget"):
+    with pytest.raises(UsageError, match=r"got --macs 50%. Give single weights a budget"):
         WeightMasks(model, weights, parse_budget("macs", "50%"), steps=1)
     with pytest.raises(UsageError, match="got no budget"):
         WeightMasks(model, weights, steps=1)

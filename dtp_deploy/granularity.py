@@ -1,0 +1,187 @@
+"""How a run prunes: whole channels within limits, or single weights to zero."""
+
+from __future__ import annotations
+
+import abc
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dtp_deploy.budget import Budget
+from dtp_deploy.cost import count_parameters
+from dtp_deploy.export.zeros import require_zeros
+from dtp_deploy.forms import Form
+from dtp_deploy.graph import Groups, tensor_by_name
+from dtp_deploy.latency import close_loop, explain_deviations
+from dtp_deploy.limits import Limits
+from dtp_deploy.profile.measure import LatencyReport
+from dtp_deploy.prune import ChannelMasks, MaskSettings, PruningPlan, WeightLayers, WeightMasks
+from dtp_deploy.ranks import by_first
+from dtp_deploy.report.table import size
+
+Masks = ChannelMasks | WeightMasks
+
+_UNIT = "non-zero parameters"
+
+
+class Pruning(abc.ABC):
+    """What is pruned, and by which budgets.
+
+    Attributes:
+        notes: what a reader of the report should know.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> Masks:
+        """Masks on the student."""
+
+    @abc.abstractmethod
+    def harden(self, masks: Any) -> tuple[PruningPlan, list[str]]:  # noqa: ANN401 - the masks that `masks` gave
+        """Take the masks off: the plan, and what differs from what was learned, in words."""
+
+    @abc.abstractmethod
+    def entries(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> list[dict[str, Any]]:
+        """What came of each budget, in the schema's terms; at least one."""
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """What was found out by measuring, so that a run that goes on later need not measure again."""
+        return []
+
+
+class ChannelPruning(Pruning):
+    """Channels are removed until the limits are kept.
+
+    Args:
+        groups: proven.
+        limits: of the run.
+        predicted: whether latency is.
+    """
+
+    def __init__(self, groups: Groups, limits: Limits, predicted: bool) -> None:
+        self.groups, self.limits, self.predicted = groups, limits, predicted
+        self.notes = limits.notes
+
+    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> ChannelMasks:
+        """On the readers of the groups."""
+        limits = self.limits
+        return ChannelMasks(
+            student,
+            self.groups,
+            limits.all[0].budget,
+            steps=steps,
+            settings=settings,
+            cost=limits.cost,
+            limit=limits.limit,
+            preferred=limits.preferred,
+        )
+
+    def harden(self, masks: ChannelMasks) -> tuple[PruningPlan, list[str]]:
+        """With the plan whose real cost is within the limits."""
+        limits = self.limits
+        plan = by_first(lambda: close_loop(masks, limits.used, fill=limits.fill, aim=limits.aim))
+        deviations = explain_deviations(
+            masks.learned_widths(), plan, limits.preferred, self.groups, predicted=self.predicted
+        )
+        masks.harden(plan)
+        return plan, deviations
+
+    def entries(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> list[dict[str, Any]]:
+        """One a limit."""
+        return [one.entry(pruned, plan, latencies) for one in self.limits.all]
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Of the limits."""
+        return self.limits.decisions()
+
+
+class WeightPruning(Pruning):
+    """Single weights, or two of every four, become zero; nothing is removed.
+
+    Args:
+        layers: of the dense model.
+        budget: of parameters; None for 2:4.
+        params: of the dense model, as it is pruned.
+        dense: its delivered form. What finishing it adds or takes is a constant.
+    """
+
+    def __init__(self, layers: WeightLayers, budget: Budget | None, params: int, dense: Form) -> None:
+        self.layers, self.budget = layers, budget
+        zeros = layers.count // 2
+        self.limit = float(dense.params - zeros) if budget is None else budget.limit_for(float(dense.params))
+        self._finishing = params - dense.params
+
+    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> WeightMasks:
+        """On the weights of the layers."""
+        limit = self.limit + self._finishing
+        return WeightMasks(student, self.layers, self.budget, steps=steps, settings=settings, limit=limit)
+
+    def harden(self, masks: WeightMasks) -> tuple[PruningPlan, list[str]]:
+        """As many weights as the budget has."""
+        return masks.harden(), []
+
+    def entries(self, pruned: Form, plan: PruningPlan, latencies: Mapping[str, LatencyReport]) -> list[dict[str, Any]]:
+        """The parameters that are not zero."""
+        achieved = pruned.params - plan.zeros
+        return [
+            {
+                "kind": "params",
+                "requested": self.layers.granularity if self.budget is None else str(self.budget),
+                "relative": self.budget is not None and self.budget.relative,
+                "limit": self.limit,
+                "unit": _UNIT,
+                "achieved": achieved,
+                "met": achieved <= self.limit,
+                "basis": "computed",
+            }
+        ]
+
+
+def make_weight_pruning(
+    layers: WeightLayers, budgets: Sequence[Budget], model: nn.Module, dense: Form
+) -> WeightPruning:
+    """Of the one budget of single weights, or of none."""
+    return WeightPruning(layers, budgets[0] if budgets else None, count_parameters(model), dense)
+
+
+def check_zeros(path: Path, model: nn.Module, plan: PruningPlan) -> None:
+    """Raise unless the zeros of the pruned model are in the delivered file.
+
+    Args:
+        path: the ONNX file.
+        model: before it was finished.
+        plan: by which it was pruned; where channels were, there is nothing to check.
+
+    Raises:
+        ParityError: zeros are missing, or a layer is not 2:4.
+    """
+    zeros = {
+        layer.name: (tensor_by_name(model, layer.tensor).detach().cpu() == 0).numpy()
+        for layer in plan.layers
+        if layer.left_because is None
+    }
+    if zeros:
+        require_zeros(path, zeros, two_of_four=plan.granularity == "2:4")
+
+
+def gains(plan: PruningPlan, dense: Path, pruned: Path) -> list[str]:
+    """Who gains from a model of zeros, in words; nothing where channels were removed."""
+    if plan.granularity == "channels":
+        return []
+    before, after = (size(len(zlib.compress(path.read_bytes()))) for path in (dense, pruned))
+    stored = (
+        f"The ONNX file stores a zero like any other value: it is as large as the dense one. Compressed (deflate), as "
+        f"for a download, it is {after} of the dense {before}."
+    )
+    if plan.granularity == "2:4":
+        return [
+            "2:4 sparsity: TensorRT can run such layers on the sparse tensor cores of NVIDIA GPUs from Ampere on, if it "
+            "builds with sparse weights, as the targets tensorrt and jetson do. All other runtimes compute as much as "
+            "before.",
+            stored,
+        ]
+    return ["Single weights are zero: no target computes faster for it.", stored]
