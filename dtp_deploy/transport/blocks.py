@@ -21,6 +21,7 @@ from dtp_deploy.transport.annealing import search_epsilon, softness
 
 _MAX_ITERATIONS = 200
 _TOLERANCE = 1e-13
+_SPACING = 2 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,11 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
     """
     share = math.log(kept / (x.shape[1] - kept))
     low, high = x.amin(1) - share, x.amax(1) - share
-    t = (low + high) / 2
+    t = _where_hard(x, kept)
     if start is not None:
-        t = torch.where((low < start) & (start < high), start, t)
+        better = _excess(x - start[:, None], kept).abs() < _excess(x - t[:, None], kept).abs()
+        t = torch.where(better, start, t)
+    t = torch.where((low < t) & (t < high), t, (low + high) / 2)
     found = t.clone()
     rows = torch.arange(len(x), device=x.device)
     previous = torch.full_like(t, math.inf)
@@ -168,9 +171,12 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
         excess = masks.sum(1) - kept
         low, high = torch.where(excess >= 0, t, low), torch.where(excess >= 0, high, t)
         middle = (low + high) / 2
-        newton = t + excess / (masks * (1 - masks)).sum(1)
+        slope = (masks * (1 - masks)).sum(1)
+        newton = t + excess / slope
         good = (low < newton) & (newton < high) & (excess.abs() < 0.5 * previous)
-        open_ = (excess.abs() > _TOLERANCE * kept) & (middle > low) & (middle < high)
+        # Below the second term, no number near t does better.
+        enough = torch.maximum(slope * t.abs() * _SPACING, torch.full_like(t, _TOLERANCE * kept))
+        open_ = (excess.abs() > enough) & (middle > low) & (middle < high)
         found[rows] = t
         if not bool(open_.any()):
             break
@@ -178,6 +184,16 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
         rows, x, low, high = rows[open_], x[open_], low[open_], high[open_]
         t, previous = following[open_], excess.abs()[open_]
     return found, iterations
+
+
+def _where_hard(x: Tensor, kept: float) -> Tensor:
+    """Where t_b lies if the logits are far apart: between the last unit kept and the next, or at the one in part."""
+    whole = math.floor(kept)
+    part = kept - whole
+    ordered = x.sort(1, descending=True).values
+    if part == 0:
+        return (ordered[:, whole - 1] + ordered[:, whole]) / 2
+    return ordered[:, whole] - math.log(part / (1 - part))
 
 
 class _BlockMasks(torch.autograd.Function):
