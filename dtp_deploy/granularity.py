@@ -179,9 +179,9 @@ def gains(plan: PruningPlan, dense: Path, pruned: Path) -> list[str]:
     )
     if plan.granularity == "2:4":
         return [
-            "2:4 sparsity: TensorRT can run such layers on the sparse tensor cores of NVIDIA GPUs from Ampere on, if it "
-            "builds with sparse weights, as the targets tensorrt and jetson do. All other runtimes compute as much as "
-            "before.",
+            "2:4 sparsity: TensorRT can run such layers on the sparse tensor cores of NVIDIA GPUs from Ampere on, if "
+            "it builds with sparse weights, as the targets tensorrt and jetson do. All other runtimes compute as much "
+            "as before.",
             stored,
         ]
     return ["Single weights are zero: no target computes faster for it.", stored]

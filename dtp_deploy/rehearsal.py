@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dtp_deploy.budget import UNITS, Budget, BudgetKind, amount, flag_of
+from torch import nn
+
+from dtp_deploy.budget import UNITS, Budget, BudgetKind, Granularity, amount, flag_of
 from dtp_deploy.config import USER_TARGETS
 from dtp_deploy.cost import count_parameters, macs_per_sample
 from dtp_deploy.errors import TargetError
@@ -21,7 +23,7 @@ from dtp_deploy.loading import inspect_checkpoint
 from dtp_deploy.loading.idx import FASHION_MNIST
 from dtp_deploy.order import Order
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import prove, remove_channels
+from dtp_deploy.prune import find_weights, prove, remove_channels
 from dtp_deploy.reach import Reach, latency_reach, smallest_plan
 from dtp_deploy.train.loop import check_model
 
@@ -58,7 +60,9 @@ class DryRun:
         budgets: the limits, as typed.
         target: where latency would be measured.
         verdicts: one a budget; none where the model was not loaded.
-        groups: name, width, and why it may not be pruned (None if it may) of every channel group.
+        granularity: what would be pruned.
+        groups: name, width, and why it may not be pruned (None if it may) of every channel group; where single weights
+            are pruned, the same of every layer, its weights for a width.
         reach: of each kind of budget; latency is missing where it can be neither measured nor predicted.
         notes: what else to know.
     """
@@ -70,6 +74,7 @@ class DryRun:
     budgets: tuple[str, ...]
     target: str
     verdicts: tuple[Verdict, ...]
+    granularity: Granularity
     groups: tuple[tuple[str, int, str | None], ...]
     reach: tuple[Reach, ...]
     notes: tuple[str, ...]
@@ -99,7 +104,7 @@ def untrusted(order: Order) -> DryRun | None:
 
 
 def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
-    """Find the groups, prove them, and see what each kind of budget can reach.
+    """Find the groups, prove them, and see what each kind of budget can reach; or the layers, and how few weights.
 
     Raises:
         InputError: the model does not fit the data.
@@ -109,6 +114,8 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     order = job.order
     model = job.model.eval()
     check_model(model, job.inputs, job.data, job.task)
+    if job.settings.granularity != "channels":
+        return _rehearse_weights(job, model)
     with progress.task("groups"):
         groups = prove(model, find_groups(model, job.inputs), seed=job.settings.seed, progress=progress)
     with progress.task("budget"), tempfile.TemporaryDirectory() as folder:
@@ -121,6 +128,21 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
         groups=tuple((group.name, group.width, group.frozen_because) for group in groups),
         reach=reach,
         notes=(*job.notes, *notes, *job.data.notes),
+    )
+
+
+def _rehearse_weights(job: Job, model: nn.Module) -> DryRun:
+    layers = find_weights(model, job.inputs, job.settings.granularity)
+    finished = count_parameters(job.finish(copy.deepcopy(model)))
+    zeros = layers.count // 2 if layers.granularity == "2:4" else layers.count - len(layers.maskable)
+    reach = (Reach("params", "non-zero parameters", finished, finished - zeros, "computed"),)
+    return _dry_run(
+        job.order,
+        job.loaded.origin,
+        verdicts=tuple(_verdict(budget, reach, "") for budget in job.order.budgets),
+        groups=tuple((layer.name, layer.weights, layer.left_because) for layer in layers),
+        reach=reach,
+        notes=(*job.notes, *job.data.notes),
     )
 
 
@@ -142,6 +164,7 @@ def _dry_run(
         budgets,
         order.target.name,
         verdicts,
+        order.config.granularity,
         groups,
         reach,
         notes,

@@ -144,7 +144,7 @@ def _show_dry_run(plan: DryRun, as_json: bool) -> None:
     print_line(f"Model: {plan.model}")
     print_line(f"Imports: {', '.join(plan.imports) or 'nothing'}")
     print_line(f"Reads: {', '.join(plan.files) or 'no file'}")
-    print_line(f"Budget: {', '.join(plan.budgets)}; target: {plan.target}; would write: {plan.out}")
+    print_line(f"Budget: {', '.join(plan.budgets) or plan.granularity}; target: {plan.target}; would write: {plan.out}")
     for verdict in plan.verdicts:
         print_line(str(verdict))
     if plan.groups:
@@ -171,6 +171,8 @@ def _show_groups(plan: DryRun) -> None:
         ],
     )
     print_table(
-        ("channel group", "width", "may be pruned"),
+        ("channel group", "width", "may be pruned")
+        if plan.granularity == "channels"
+        else ("layer", "weights", "may be pruned"),
         [(name, str(width), "yes" if reason is None else f"no: {reason}") for name, width, reason in plan.groups],
     )
