@@ -277,6 +277,32 @@ def test_a_dry_run_trains_and_writes_nothing(run_cli, job: list[str], asked: dic
     assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
 
 
+def test_a_dry_run_of_two_of_four_shows_its_layers(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    outcome = run_cli(*job, "--dry-run", "--granularity", "2:4")
+
+    assert outcome.code == 0
+    assert "Budget: 2:4; target: cpu" in outcome.out
+    assert "no: four does not divide its 1 inputs" in outcome.out
+    assert not asked
+
+
+def test_two_of_four_is_asked_of_the_library_without_a_budget(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    assert run_cli(*job, "--granularity", "2:4").code == 0
+
+    assert asked["budget"] == ()
+    assert asked["settings"] == Settings(granularity="2:4")
+
+
+def test_single_weights_refuse_a_latency_with_its_reason(run_cli, job: list[str]) -> None:
+    outcome = run_cli(*job, "--granularity", "weights", "--latency", "5ms")
+
+    assert outcome.code == 2
+    assert outcome.err == (
+        "Error: --latency 5ms cannot be kept by --granularity weights: no runtime is faster for single zeros. Give "
+        "--params, or --granularity channels.\n"
+    )
+
+
 def test_a_dry_run_without_trust_says_what_it_can(run_cli, pickled: list[str], asked: dict[str, Any]) -> None:
     outcome = run_cli(*pickled, "--dry-run")
 

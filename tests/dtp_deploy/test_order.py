@@ -53,6 +53,21 @@ def test_a_statistic_without_a_latency_is_refused() -> None:
     assert str(caught.value) == "--statistic p99 is of a latency. Give --latency too, or leave it out."
 
 
+def test_single_weights_get_a_budget_of_parameters_and_two_of_four_none() -> None:
+    weights = make_order(CompressConfig(checkpoint="best.pt", granularity="weights"))
+    blocks = make_order(CompressConfig(checkpoint="best.pt", granularity="2:4"))
+
+    assert (weights.budgets, weights.budget_is_default) == ((parse_budget("params", "50%"),), True)
+    assert (blocks.budgets, blocks.budget_is_default) == ((), False)
+
+
+def test_a_budget_that_the_granularity_cannot_keep_is_refused() -> None:
+    with pytest.raises(UsageError, match="--latency 5ms cannot be kept by --granularity weights"):
+        make_order(CompressConfig(checkpoint="best.pt", granularity="weights", latency="5ms"))
+    with pytest.raises(UsageError, match="--params 20% does not go with --granularity 2:4"):
+        make_order(CompressConfig(checkpoint="best.pt", granularity="2:4", params="20%"))
+
+
 def test_it_imports_no_pytorch() -> None:
     script = "import sys, dtp_deploy.order; sys.exit('torch' in sys.modules)"
 

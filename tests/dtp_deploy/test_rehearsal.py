@@ -62,6 +62,30 @@ def test_a_target_that_is_not_here_and_cannot_predict_is_no_error() -> None:
     assert any(note.startswith("What a latency budget can reach is not known. ") for note in plan.notes)
 
 
+def test_single_weights_are_told_by_layer() -> None:
+    plan = rehearsed(granularity="weights", params="30%")
+
+    assert plan.groups == (("0", 36, None), ("2", 216, None))
+    assert [(one.kind, one.dense, one.smallest) for one in plan.reach] == [("params", 262, 262 - 252 + 2)]
+    assert [(one.budget, one.can_be_met) for one in plan.verdicts] == [("--params 30%", True)]
+    assert rehearsed(granularity="weights", params="4%").verdicts[0].can_be_met is False
+
+
+def test_two_of_four_is_told_by_layer() -> None:
+    plan = rehearsed(granularity="2:4")
+
+    assert plan.groups == (("0", 36, "four does not divide its 1 inputs"), ("2", 216, None))
+    assert [(one.dense, one.smallest) for one in plan.reach] == [(262, 262 - 108)]
+    assert (plan.budgets, plan.verdicts) == ((), ())
+
+
+def test_two_of_four_without_a_layer_for_it_is_refused() -> None:
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "net.pt")
+
+    with pytest.raises(GraphError, match=r"no layer for --granularity 2:4 \(0: four does not divide its 1 inputs\)"):
+        rehearsed(granularity="2:4")
+
+
 def test_a_model_without_anything_to_prune_is_refused() -> None:
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "net.pt")
 

@@ -2,8 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import UsageError
 from dtp_deploy.prune import MaskSettings
+from dtp_deploy.train import Settings
 
 progresses = st.floats(0, 1)
 both_solvers = st.sampled_from(["exact", "sinkhorn-1"])
@@ -53,3 +55,18 @@ def test_settings_that_are_not_allowed(values, message):
     with pytest.raises(UsageError) as caught:
         MaskSettings(**values)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("granularity", ["weights", "2:4"])
+def test_what_is_of_channels_only_is_refused_for_weights(granularity: Granularity) -> None:
+    MaskSettings().check_granularity(granularity)
+    MaskSettings(solver="sinkhorn-1", round_to=8).check_granularity("channels")
+    with pytest.raises(UsageError, match=f"--solver sinkhorn-1 is of channels.*--granularity {granularity}"):
+        MaskSettings(solver="sinkhorn-1").check_granularity(granularity)
+    with pytest.raises(UsageError, match="--round-to 8 is of channels"):
+        Settings(granularity=granularity, masks=MaskSettings(round_to=8))
+
+
+def test_an_unknown_granularity_is_refused() -> None:
+    with pytest.raises(UsageError, match="--granularity 'filters' is unknown. Give one of channels, weights, 2:4"):
+        Settings(granularity="filters")

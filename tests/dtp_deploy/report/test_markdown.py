@@ -86,6 +86,18 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert "| latency p50 | 2 ms | - | - |" in lines
 
 
+def test_single_weights_that_are_zero_are_told() -> None:
+    layer = {"name": "stem", "weights": 80, "kept": 40, "left_because": None}
+    left = {"name": "head", "weights": 30, "kept": 30, "left_because": "four does not divide its 3 inputs"}
+    pruned = {**SAMPLE["pruned"], "nonzero_params": 135000}
+    lines = render_markdown(report_with(granularity="2:4", layers=[layer, left], pruned=pruned)).splitlines()
+
+    assert "| not zero (2:4) | 270.000 k | 135.000 k | 0.500 |" in lines
+    assert "## Layers (2:4)" in lines
+    assert "| stem | 80 | 40 |  |" in lines
+    assert "| head | 30 | 30 | four does not divide its 3 inputs |" in lines
+
+
 def test_empty_parts_are_left_out() -> None:
     text = render_markdown(report_with(notes=[], passes=[]))
 

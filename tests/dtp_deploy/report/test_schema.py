@@ -21,6 +21,7 @@ from dtp_deploy.report.schema import (
     GroupEntry,
     LatencyEntry,
     LatencyRatioEntry,
+    LayerEntry,
     ModelEntry,
     ParityEntry,
     PassEntry,
@@ -37,6 +38,7 @@ PARTS: tuple[type[BaseModel], ...] = (
     LatencyEntry,
     ModelEntry,
     GroupEntry,
+    LayerEntry,
     ParityEntry,
     PassEntry,
     StageEntry,
@@ -144,6 +146,11 @@ def test_met_must_agree_with_the_figures() -> None:
     assert BudgetEntry(**budget, limit=10, achieved=None, met=None).met is None
     with pytest.raises(ValidationError, match=r"met is True, but 11\.0 was achieved with a limit of 10\.0"):
         BudgetEntry(**budget, limit=10, achieved=11, met=True)
+
+
+def test_a_layer_never_grows() -> None:
+    with pytest.raises(ValidationError, match="layer stem keeps 9 of 8 weights"):
+        LayerEntry(name="stem", weights=8, kept=9, left_because=None)
 
 
 def test_a_group_never_grows() -> None:
