@@ -263,6 +263,8 @@ def _load(order: Order) -> tuple[LoadedModel, PruningPlan | None]:
         f"{before}). 'Dense' in this report is that pruned model; the plan delivered leads from {config.model} to the "
         "model delivered."
     )
+    if plan.granularity != "channels":
+        note += " Weights that were zero in it are trained like all others, and need not be zero afterwards."
     loaded = LoadedModel(model, path.name, f"{config.model}, pruned in {path.name}", (note,), config.model)
     return loaded, plan
 

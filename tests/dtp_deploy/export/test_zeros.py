@@ -19,7 +19,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.up = nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 2)
         self.linear, self.twin = nn.Linear(4, 8), nn.Linear(4, 8)
-        for layer, step in ((self.conv, 2), (self.up, 3), (self.linear, 2), (self.twin, 3)):
+        for layer, step in ((self.conv, 2), (self.up, 4), (self.linear, 2), (self.twin, 3)):
             with torch.no_grad():
                 layer.weight[:, ::step] = 0.0
 
@@ -68,12 +68,6 @@ def test_a_weight_counts_for_one_layer_only(file: Path) -> None:
 
 
 def test_zeros_that_are_not_two_of_four_are_seen(file: Path) -> None:
-    zeros = zeros_of("conv")
-    zeros["conv"][:] = False
-    zeros["conv"][0, 0] = True
-    require_zeros(file, zeros)
-    wrong = zeros_of("twin")
-    wrong["twin"][:, 3] = False  # one of four is left to ask for; the weight has two zeros, and is found
-    require_zeros(file, wrong)
+    require_zeros(file, zeros_of("up"))
     with pytest.raises(ParityError, match=r"Layer 'up' is not 2:4 in net.onnx"):
         require_zeros(file, zeros_of("up"), two_of_four=True)

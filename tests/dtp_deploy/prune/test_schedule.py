@@ -68,5 +68,5 @@ def test_what_is_of_channels_only_is_refused_for_weights(granularity: Granularit
 
 
 def test_an_unknown_granularity_is_refused() -> None:
-    with pytest.raises(UsageError, match="--granularity 'filters' is unknown. Give one of channels, weights, 2:4"):
+    with pytest.raises(UsageError, match=r"--granularity 'filters' is unknown. Give one of channels, weights, 2:4"):
         Settings(granularity="filters")
