@@ -7,7 +7,6 @@ from dtp_deploy.loading.checkpoint import read_checkpoint as read_checkpoint
 from dtp_deploy.loading.data import Dataset as Dataset
 from dtp_deploy.loading.data import check_shapes as check_shapes
 from dtp_deploy.loading.data import load_data as load_data
-from dtp_deploy.loading.data import parse_input_shape as parse_input_shape
 from dtp_deploy.loading.factory import import_object as import_object
 from dtp_deploy.loading.factory import make_model as make_model
 from dtp_deploy.loading.foreign import load_foreign as load_foreign

@@ -1,6 +1,5 @@
 """Data to train and validate with, from what the user names: see `load_data` and docs/data.md."""
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,22 +157,6 @@ def load_data(
     if path.exists():
         raise UsageError(f"--data {spec} is a file that is not known as data. {_ALLOWED}")
     raise UsageError(f"--data {spec!r} is not known, and there is no such file or folder. {_ALLOWED}")
-
-
-def parse_input_shape(text: str) -> tuple[int, ...]:
-    """Read the shape of the model's input, batch first, as a user types it.
-
-    Raises:
-        UsageError: the text is no such shape.
-
-    >>> parse_input_shape("1x3x32x32")
-    (1, 3, 32, 32)
-    """
-    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})+", text):
-        raise UsageError(
-            f"--input {text!r} is not a shape. Give whole numbers above zero joined by x, the batch first: 1x3x32x32."
-        )
-    return tuple(int(size) for size in text.split("x"))
 
 
 def check_shapes(data: DataSource, *input_shapes: tuple[int, ...]) -> None:

@@ -1,10 +1,7 @@
 """What is known about boards, from the data files in ``devices/`` and from files of the user's own.
 
-A user's file (``~/.config/dtp-deploy/targets.toml``, or ``dtp-deploy.toml`` in the working directory) may hold
-
-    [targets.bench-orin]        # a name for a target with its options: --target bench-orin
-    kind = "jetson"
-    host = "user@bench-orin"
+A user's file (``~/.config/dtp-deploy/targets.toml``, or ``dtp-deploy.toml`` in the working directory) may hold, beside
+the targets that `dtp_deploy.config` reads,
 
     [devices.my-board]          # a board that is not among ours, in the form of the files in devices/
     title = "My board"
@@ -13,17 +10,17 @@ A user's file (``~/.config/dtp-deploy/targets.toml``, or ``dtp-deploy.toml`` in 
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from dtp_deploy.config import CONFIG_FILE, USER_TARGETS
 from dtp_deploy.errors import InputError, UsageError
-from dtp_deploy.target import Option, TargetSpec
 
-USER_FILES = (Path("~/.config/dtp-deploy/targets.toml"), Path("dtp-deploy.toml"))
+USER_FILES = (USER_TARGETS, CONFIG_FILE)
 
 _SCHEMA_VERSION = 1
 _CHECKS = ConfigDict(extra="forbid")
@@ -150,14 +147,6 @@ class DeviceProfile:
         )
 
 
-@dataclass(frozen=True)
-class UserFile:
-    """What a user's file names: targets by name, boards by name."""
-
-    targets: Mapping[str, TargetSpec] = field(default_factory=dict)
-    devices: Mapping[str, DeviceProfile] = field(default_factory=dict)
-
-
 def shipped_devices() -> dict[str, DeviceProfile]:
     """All boards that come with this package, by name.
 
@@ -181,7 +170,7 @@ def find_device(name: str) -> DeviceProfile:
     """
     known = shipped_devices()
     for path in USER_FILES:
-        known |= load_user_file(path).devices
+        known |= user_devices(path)
     if name not in known:
         raise UsageError(
             f"Board '{name}' is unknown. Give one of: {', '.join(known)}; or describe it under [devices.{name}] in "
@@ -190,51 +179,22 @@ def find_device(name: str) -> DeviceProfile:
     return known[name]
 
 
-def load_user_targets(path: Path) -> dict[str, TargetSpec]:
-    """The targets that a user's file names; none if there is no such file.
+def user_devices(path: Path) -> dict[str, DeviceProfile]:
+    """The boards that a user's file describes; none if there is no such file.
 
     Raises:
-        InputError: it is damaged, or a target lacks its kind.
-    """
-    return dict(load_user_file(path).targets)
-
-
-def load_user_file(path: Path) -> UserFile:
-    """Read a user's file; nothing if there is none.
-
-    Raises:
-        InputError: it is no TOML, or holds something else than targets and boards.
+        InputError: it is no TOML, or a board in it is not described as one.
     """
     path = path.expanduser()
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(path.read_text("utf-8")).get("devices", {})
     except FileNotFoundError:
-        return UserFile()
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no TOML file: {error}. Correct that line.") from error
-    targets = {name: _target(name, table, path) for name, table in _tables(values, "targets", path)}
-    devices = {name: _device(name, table, str(path)) for name, table in _tables(values, "devices", path)}
-    return UserFile(targets, devices)
-
-
-def _tables(values: Mapping[str, Any], section: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    tables = values.get(section, {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise InputError(f"{path}: '{section}' holds something else than tables. Write [{section}.NAME] above each.")
-    return list(tables.items())
-
-
-def _target(name: str, table: Mapping[str, Any], path: Path) -> TargetSpec:
-    options = dict(table)
-    kind = options.pop("kind", None)
-    if not isinstance(kind, str):
-        raise InputError(f'{path}: [targets.{name}] has no kind. Add a line such as: kind = "jetson"')
-    for key, value in options.items():
-        if not isinstance(value, Option):
-            raise InputError(
-                f"{path}: [targets.{name}] has {key} = {value!r}. Options are texts, numbers, true or false."
-            )
-    return TargetSpec(kind, options)
+        raise InputError(f"{path}: 'devices' holds something else than tables. Write [devices.NAME] above each.")
+    return {name: _device(name, table, str(path)) for name, table in tables.items()}
 
 
 def _device(name: str, table: Mapping[str, Any], where: str) -> DeviceProfile:

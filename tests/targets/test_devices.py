@@ -1,9 +1,8 @@
 import pytest
 
 from dtp_deploy.errors import InputError, UsageError
-from dtp_deploy.target import TargetSpec
 from dtp_deploy_targets import devices
-from dtp_deploy_targets.devices import find_device, load_user_file, load_user_targets, shipped_devices
+from dtp_deploy_targets.devices import find_device, shipped_devices, user_devices
 from dtp_deploy_targets.runner.board import _COMPUTE
 
 DEVICES = shipped_devices()
@@ -76,15 +75,6 @@ def test_unknown_board():
         find_device("x")
 
 
-def test_targets_of_the_users_own(tmp_path):
-    path = tmp_path / "targets.toml"
-    path.write_text('[targets.bench-orin]\nkind = "jetson"\nhost = "user@bench"\nlock_clocks = true\n')
-    assert load_user_targets(path) == {
-        "bench-orin": TargetSpec("jetson", {"host": "user@bench", "lock_clocks": True}),
-    }
-    assert load_user_targets(tmp_path / "none.toml") == {}
-
-
 def test_boards_of_the_users_own(tmp_path):
     (tmp_path / "targets.toml").write_text(MINE)
     assert find_device("mine").fp16_tflops == 8.5
@@ -94,9 +84,7 @@ def test_boards_of_the_users_own(tmp_path):
     ("text", "message"),
     [
         ("[targets", "is no TOML file"),
-        ("targets = 3", "'targets' holds something else than tables"),
-        ('[targets.a]\nhost = "x"', r"\[targets\.a\] has no kind"),
-        ('[targets.a]\nkind = "ssh"\nthreads = [1]', r"\[targets\.a\] has threads = \[1\]\. Options are"),
+        ("devices = 3", "'devices' holds something else than tables"),
         (MINE.replace("gpu_sm = 4\n", ""), "board 'mine' has a wrong or missing gpu_sm: Field required"),
         (MINE.replace("emc_mhz = 2000", "emc_mhz = 0"), "wrong or missing emc_mhz: Input should be greater than 0"),
         (MINE + "colour = 'red'\n", "wrong or missing colour: Unexpected keyword argument"),
@@ -107,4 +95,4 @@ def test_damaged_files(tmp_path, text, message):
     path = tmp_path / "targets.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        load_user_file(path)
+        user_devices(path)

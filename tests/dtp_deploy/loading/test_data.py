@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dtp_deploy.errors import DtpError, InputError, UsageError
-from dtp_deploy.loading.data import Dataset, check_shapes, load_data, parse_input_shape
+from dtp_deploy.loading.data import Dataset, check_shapes, load_data
 from dtp_deploy.loading.preprocessing import Preprocessing
 
 WRITE_NPZ = "Write it with np.savez(path, x_train=..., y_train=..., x_val=..., y_val=...)."
@@ -256,20 +254,6 @@ FLOATS = np.zeros((6, 3, 4, 5), np.float32)
 def test_arrays_that_cannot_be_used(path: Path, changes: dict[str, Any], message: str) -> None:
     np.savez(path, **arrays(**changes))
     assert_refused(path, f": {message}")
-
-
-@given(st.lists(st.integers(1, 10**9 - 1), min_size=2, max_size=6))
-def test_input_shape_round_trip(shape: list[int]) -> None:
-    assert parse_input_shape("x".join(map(str, shape))) == tuple(shape)
-
-
-@pytest.mark.parametrize("text", ["", "3", "1x3x32x", "x3x32", "1x0x8x8", "1x-3x8", "1,3,8,8", "1x3.5x8", "1*3", "٣x٣"])
-def test_input_shape_refuses_other_text(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_input_shape(text)
-    assert str(caught.value) == (
-        f"--input {text!r} is not a shape. Give whole numbers above zero joined by x, the batch first: 1x3x32x32."
-    )
 
 
 def dataset(channels: int, height: int, width: int) -> Dataset:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dtp_deploy.errors import InputError, UsageError
-from dtp_deploy.loading.data import parse_input_shape
 from dtp_deploy.loading.factory import make_model
+from dtp_deploy.loading.inputs import parse_input
 from dtp_deploy.loading.wording import cause
 
 Write = Callable[[str, str], None]
@@ -38,7 +38,7 @@ def test_a_module_that_fails_to_import(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "argument"), [(json.loads, "{"), (torch.nn.Linear(2, 2), torch.ones(3)), (parse_input_shape, "x")]
+    ("function", "argument"), [(json.loads, "{"), (torch.nn.Linear(2, 2), torch.ones(3)), (parse_input, "x")]
 )
 def test_code_that_is_not_the_users_is_not_named(function: Callable[[object], object], argument: object) -> None:
     """Python's own, an installed package's, and this project's."""
