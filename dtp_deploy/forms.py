@@ -17,6 +17,7 @@ from dtp_deploy.evaluate import evaluate_session
 from dtp_deploy.export.callables import torch_callable
 from dtp_deploy.export.delivery import Delivery, deliver, require_parity
 from dtp_deploy.export.onnx import default_input_names
+from dtp_deploy.latency.timing import predict
 from dtp_deploy.loading.preprocessing import METADATA_KEY
 from dtp_deploy.loading.source import DataSource
 from dtp_deploy.modules import Inputs
@@ -79,14 +80,15 @@ def make_form(
         accuracy: known from an earlier run; then it is not evaluated again.
 
     Raises:
-        GraphError, ParityError, TargetError: it cannot be exported, proven or built.
+        GraphError, ParityError, TargetError: it cannot be exported, proven or built; or the target is missing, and does
+            not predict either.
     """
     delivery = deliver(model, inputs, path, batches, label, metadata=metadata_of(data))
     found = find_target(target)
     runs_here = found.availability().available
     # A device that is not at hand cannot evaluate: the same file does, on this machine.
     engine = (found if runs_here else find_target(_STAND_IN)).build(path)
-    prediction = None if runs_here else found.predict(path)
+    prediction = None if runs_here else predict(path, target)
     with engine.open() as session:
 
         def run(arrays: Arrays) -> list[Any]:

@@ -48,11 +48,19 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a target can be used here; if not, why ("needs the package x"), and the line that would change it."""
+    """What a target can do here.
+
+    Attributes:
+        available: whether it builds and runs models here.
+        reason: if not, why ("needs the package x").
+        install: the line that would change it.
+        builds: whether it builds them even so; running is then somebody else's.
+    """
 
     available: bool
     reason: str = ""
     install: str = ""
+    builds: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,23 +257,31 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def availability(self) -> Availability:
-        """Whether `build` can work here. Never raises."""
+        """Whether models can be built and run here. Never raises."""
+
+    def require_available(self, *, to_run: bool = True) -> None:
+        """See that models can be run here, or only built.
+
+        Raises:
+            TargetError: they cannot.
+        """
+        state = self.availability()
+        if not (state.available or (state.builds and not to_run)):
+            remedy = f": {state.install}" if state.install else ""
+            raise TargetError(f"Target '{self.name}' {state.reason}{remedy}.")
 
     @abc.abstractmethod
     def _build(self, model_path: Path) -> Engine:
-        """Compile the model; the target is available and the file exists."""
+        """Compile the model; the target is available, or builds at least, and the file exists."""
 
     def build(self, model_path: Path) -> Engine:
         """Compile the model at `model_path` for this target.
 
         Raises:
             InputError: there is no such file.
-            TargetError: the target is not available here, or its runtime refuses the model.
+            TargetError: the target cannot build here, or its runtime refuses the model.
         """
-        state = self.availability()
-        if not state.available:
-            remedy = f": {state.install}" if state.install else ""
-            raise TargetError(f"Target '{self.name}' {state.reason}{remedy}.")
+        self.require_available(to_run=False)
         if not model_path.is_file():
             raise InputError(f"There is no model file at {model_path}. Give the path of an existing file.")
         label = f"Target '{self.name}' with {model_path.name}"

@@ -20,6 +20,7 @@ def targets(as_json: AsJson = False) -> None:
                 "name": name,
                 "summary": target_class.summary,
                 "available": state.available,
+                "builds": state.available or state.builds,
                 "reason": state.reason,
                 "install": state.install,
             }
@@ -30,7 +31,13 @@ def targets(as_json: AsJson = False) -> None:
     print_table(
         ("target", "what it is", "available", "why not", "what to do"),
         [
-            (str(e["name"]), str(e["summary"]), "yes" if e["available"] else "no", str(e["reason"]), str(e["install"]))
+            (
+                str(e["name"]),
+                str(e["summary"]),
+                "yes" if e["available"] else "builds only" if e["builds"] else "no",
+                str(e["reason"]),
+                str(e["install"]),
+            )
             for e in entries
         ],
     )

@@ -40,6 +40,7 @@ def main() -> None:
 def _measure(job: Job, events: TextIO) -> dict[str, Any]:
     began = time.monotonic()
     target = find_target(job.target)
+    target.require_available()  # one that only builds would say so after it has built, which may take minutes
     settings = job.settings
     engines: dict[str, Engine] = {}
     for name, path in job.models.items():

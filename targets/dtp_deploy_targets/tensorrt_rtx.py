@@ -38,11 +38,13 @@ class TensorRtRtxTarget(Target):
         self._settings = BuildSettings(precision, device)
 
     def availability(self) -> Availability:
-        """Whether the package tensorrt-rtx is installed. Without a GPU it builds, which the reason says."""
+        """Whether the package tensorrt-rtx is installed, and there is a GPU. Without one it still builds."""
         if find_spec("tensorrt_rtx") is None:
             return Availability(False, "needs the package tensorrt-rtx", "pip install 'dtp-deploy[tensorrt-rtx]'")
         fault = cuda.problem(self._settings.device)
-        return Availability(True, f"builds engines, but cannot run them: {fault}" if fault else "")
+        if fault:
+            return Availability(False, f"builds here, but cannot run: {fault}", builds=True)
+        return Availability(True)
 
     def _build(self, model_path: Path) -> Engine:
         with labelled(self.name, model_path):

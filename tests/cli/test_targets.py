@@ -21,6 +21,15 @@ class Absent(Target):
         raise AssertionError("never built")
 
 
+class Compiler(Absent):
+    """A target that builds here what only another machine can run."""
+
+    name = "compiler"
+
+    def availability(self) -> Availability:
+        return Availability(False, "builds here, but cannot run: no chip", builds=True)
+
+
 def test_the_cpu_is_available(run_cli) -> None:
     outcome = run_cli("targets", "--json")
 
@@ -36,6 +45,7 @@ def test_a_missing_target_says_why_and_what_to_install(run_cli, monkeypatch: pyt
             "name": "absent",
             "summary": "A runtime that nobody has",
             "available": False,
+            "builds": False,
             "reason": "needs the package absent",
             "install": "pip install 'dtp-deploy[absent]'",
         }
@@ -48,3 +58,13 @@ def test_a_missing_target_says_why_and_what_to_install(run_cli, monkeypatch: pyt
         "needs the package absent",
         "pip install 'dtp-deploy[absent]'",
     ]
+
+
+def test_a_target_that_only_builds_is_no_place_to_measure(run_cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtp_deploy.target.target_classes", lambda: {"compiler": Compiler})
+
+    (entry,) = json.loads(run_cli("targets", "--json").out)
+    assert (entry["available"], entry["builds"]) == (False, True)
+    line = run_cli("targets").out.splitlines()[3]
+    assert "builds only" in line
+    assert "builds here, but cannot run: no chip" in line

@@ -144,6 +144,22 @@ def test_wrong_inputs_are_named(session, inputs, message):
         session.run(inputs)
 
 
+class Compiling(Doubling):
+    name = "compiling"
+
+    def availability(self):
+        return Availability(False, "builds here, but cannot run: no chip", builds=True)
+
+
+def test_a_target_that_only_builds_builds_and_says_that_it_cannot_run(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    assert Compiling().build(tmp_path / "model.onnx").info
+    message = "Target 'compiling' builds here, but cannot run: no chip."
+    with pytest.raises(TargetError, match=f"^{re.escape(message)}$"):
+        Compiling().require_available()
+    Compiling().require_available(to_run=False)
+
+
 def test_missing_model_is_named(tmp_path):
     message = f"There is no model file at {tmp_path / 'absent.onnx'}. Give the path of an existing file."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):

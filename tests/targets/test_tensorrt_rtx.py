@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dtp_deploy.errors import TargetError, UsageError
 from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.parity import compare
+from dtp_deploy.profile import measure
 from dtp_deploy.target import TargetSpec, find_target, random_inputs
 from dtp_deploy.testing.conformance import CHECKS, make_case, write_small_model
 from dtp_deploy.testing.zoo import ZOO
@@ -162,13 +163,22 @@ def test_an_unknown_operator_is_named_with_its_node(tmp_path):
 @without_gpu
 def test_without_a_gpu_it_builds_and_says_that_it_cannot_run(model):
     state = TensorRtRtxTarget().availability()
-    assert state.available
-    assert state.reason == f"builds engines, but cannot run them: {NO_GPU}"
+    assert (state.available, state.builds) == (False, True)
+    assert state.reason == f"builds here, but cannot run: {NO_GPU}"
     engine = built(model, "fp16")
     assert engine.info.device == NO_GPU
     message = f"Target 'tensorrt-rtx' with model.onnx was built, but cannot run: {NO_GPU}."
     with pytest.raises(TargetError, match=f"^{re.escape(message)}$"), engine.open():
         pass
+
+
+@installed
+@without_gpu
+def test_without_a_gpu_nothing_is_built_to_be_measured(model, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model.parent / "cache"))
+    with pytest.raises(TargetError, match=r"^Target 'tensorrt-rtx' builds here, but cannot run: no GPU"):
+        measure({"model": model}, TARGET)
+    assert not (model.parent / "cache").exists()
 
 
 @gpu
