@@ -10,7 +10,7 @@ from dtp_deploy.artefact import check_output
 from dtp_deploy.budget import Budget, BudgetKind, check_budgets
 from dtp_deploy.config import CompressConfig, ConfigFile, target_spec
 from dtp_deploy.errors import UsageError
-from dtp_deploy.target import Target, TargetSpec, find_target
+from dtp_deploy.target import TargetSpec, find_target
 
 HALF = "50%"
 """The budget of who types none."""
@@ -67,7 +67,7 @@ def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume
     target = find_target(spec)
     default = not budgets and config.granularity != "2:4"
     if default:
-        timed = target.availability().available or type(target).predict is not Target.predict
+        timed = target.availability().available or target.predicts
         by_measure: BudgetKind = "latency" if timed else "macs"
         budgets = (config.budget("params" if config.granularity == "weights" else by_measure, HALF),)
     check_budgets(config.granularity, budgets)

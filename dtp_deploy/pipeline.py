@@ -139,9 +139,12 @@ def compress(
     spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     check_budgets(settings.granularity, budgets)
-    state = find_target(spec).availability()
+    found = find_target(spec)
+    state = found.availability()
     if require_measured and not state.available:
-        raise TargetError(f"--require-measured: target '{spec.name}' {state.reason}. {state.install}".strip())
+        raise TargetError(f"--require-measured: target '{spec.name}' {state.fault}.")
+    if not found.predicts:
+        found.require_available()
     task = task if task is not None else CLASSIFICATION if data.labelled else UNLABELLED
     examples = inputs if inputs is not None else _examples(data, input_shape)
     with joined(), ExitStack() as stack:

@@ -62,6 +62,15 @@ class Availability:
     install: str = ""
     builds: bool = False
 
+    @property
+    def fault(self) -> str:
+        """Reason and remedy, as the end of a sentence without its full stop.
+
+        >>> Availability(False, "needs the package x", "pip install x").fault
+        'needs the package x: pip install x'
+        """
+        return f"{self.reason}: {self.install}" if self.install else self.reason
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -267,8 +276,7 @@ class Target(abc.ABC):
         """
         state = self.availability()
         if not (state.available or (state.builds and not to_run)):
-            remedy = f": {state.install}" if state.install else ""
-            raise TargetError(f"Target '{self.name}' {state.reason}{remedy}.")
+            raise TargetError(f"Target '{self.name}' {state.fault}.")
 
     @abc.abstractmethod
     def _build(self, model_path: Path) -> Engine:
@@ -301,6 +309,11 @@ class Target(abc.ABC):
             None, as here, if the caller is to time the sessions.
         """
         return None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether this target has a `predict` of its own."""
+        return type(self).predict is not Target.predict
 
     def predict(self, model_path: Path) -> PredictedLatency | None:
         """What the model would take on a device that is not at hand, from its data sheet.

@@ -217,7 +217,7 @@ def test_a_limit_that_stays_a_prediction_is_called_so(copy: Path, tmp_path: Path
 
 def test_a_measurement_can_be_required(tmp_path: Path) -> None:
     with pytest.raises(
-        TargetError, match=r"--require-measured: target 'jetson' found no board here\. Give --host user@board\.$"
+        TargetError, match=r"--require-measured: target 'jetson' found no board here: give --host user@board\.$"
     ):
         predicted(tmp_path / "out", "60%", require_measured=True)
 

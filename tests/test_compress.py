@@ -15,7 +15,7 @@ from torch import nn
 
 import dtp_deploy
 from dtp_deploy.budget import Budget, parse_budget
-from dtp_deploy.errors import BudgetError, InputError, TrainingError
+from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.prune.schedule import Solver
@@ -301,3 +301,12 @@ def test_layers_that_share_a_weight_keep_their_channels(data: Dataset, tmp_path:
     assert kept["first"] == "Conv2d 'a' shares its weight with another layer"
     assert kept["wide"] is None
     assert report.budget.met is True
+
+
+def test_a_target_that_is_missing_and_predicts_nothing_is_refused_before_training(
+    dense: nn.Module, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtp_deploy.pipeline.prove", None)  # not even the groups are looked for
+    with pytest.raises(TargetError, match=r"^Target 'ssh' needs the name of a board: give --host user@board\.$"):
+        compress(dense, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", target="ssh")
+    assert list(tmp_path.iterdir()) == []

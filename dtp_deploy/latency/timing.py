@@ -24,8 +24,7 @@ def predict(path: Path, target: TargetSpec) -> PredictedLatency:
     found = find_target(target)
     prediction = found.predict(path)
     if prediction is None:
-        state = found.availability()
-        raise TargetError(f"Target '{found.name}' {state.reason}, and it cannot predict. {state.install}".strip())
+        raise TargetError(f"Target '{found.name}' cannot predict, and {found.availability().fault}.")
     return prediction
 
 

@@ -86,7 +86,7 @@ class JetsonTarget(RemoteTarget):
         if self.host:
             return ssh_availability()
         if not detect().is_jetson:
-            return Availability(False, "found no board here", "Give --host user@board.")
+            return Availability(False, "found no board here", "give --host user@board")
         return Availability(True)
 
     def predict(self, model_path: Path) -> PredictedLatency:

@@ -51,7 +51,7 @@ class SshTarget(RemoteTarget):
     def availability(self) -> Availability:
         """Whether a host is named and ssh is installed; the board itself is not asked."""
         if not self.host:
-            return Availability(False, "needs the name of a board", "Give --host user@board.")
+            return Availability(False, "needs the name of a board", "give --host user@board")
         return ssh_availability()
 
     def _connect(self) -> RemoteBoard:

@@ -41,7 +41,7 @@ def test_a_small_one_cannot_and_the_reason_is_told() -> None:
 def test_a_target_that_does_not_predict_is_a_reason() -> None:
     reason = why_not_predicted(net(4).eval(), (torch.zeros(1, 3, 16, 16),), TargetSpec("ssh"), HALF)
 
-    assert reason == "Target 'ssh' needs the name of a board, and it cannot predict. Give --host user@board."
+    assert reason == "Target 'ssh' cannot predict, and needs the name of a board: give --host user@board."
 
 
 def test_what_finishes_a_network_counts() -> None:

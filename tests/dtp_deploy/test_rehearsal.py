@@ -122,7 +122,7 @@ def test_a_latency_that_nobody_can_tell_is_not_judged() -> None:
     (verdict,) = rehearsed(latency="50%", target="ssh").verdicts
 
     assert (verdict.budget, verdict.can_be_met) == ("--latency 50%", None)
-    assert verdict.reason == ("Target 'ssh' needs the name of a board, and it cannot predict. Give --host user@board.")
+    assert verdict.reason == "Target 'ssh' cannot predict, and needs the name of a board: give --host user@board."
 
 
 def test_labels_that_do_not_fit_the_model_are_refused_as_in_a_run() -> None:

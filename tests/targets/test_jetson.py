@@ -234,7 +234,7 @@ def test_no_trtexec(tmp_path, remote_folder, start_sshd, model):
 
 def test_without_board_and_host_it_says_what_to_give():
     state = find_target(TargetSpec(JETSON)).availability()
-    assert (state.available, state.reason, state.install) == (False, "found no board here", "Give --host user@board.")
+    assert (state.available, state.reason, state.install) == (False, "found no board here", "give --host user@board")
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_without_a_host_it_says_what_to_give():
     assert (state.available, state.reason, state.install) == (
         False,
         "needs the name of a board",
-        "Give --host user@board.",
+        "give --host user@board",
     )
 
 
