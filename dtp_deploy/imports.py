@@ -21,13 +21,14 @@ _NOT_VERIFIED = "The imported result does not say what was measured: model and o
 _NOTES = (_WITHOUT_DENSE, _WITH_DENSE, _NOT_VERIFIED)
 
 
-def import_measurement(directory: Path, result: Path, force: bool = False) -> Report:
+def import_measurement(directory: Path, result: Path, force: bool = False, layers: Path | None = None) -> Report:
     """Put a measurement into the report of a predicted run, which is written anew.
 
     Args:
         directory: what `compress` wrote.
         result: what the device sent back; see `Target.read_measurement`.
         force: replace a latency that was measured already.
+        layers: a file of its own with the times of the layers, where the result does not hold them.
 
     Returns:
         The new report.
@@ -43,11 +44,13 @@ def import_measurement(directory: Path, result: Path, force: bool = False) -> Re
             f"The latency in {directory / REPORT_JSON} is measured already. Give --force to put another measurement in "
             "its place."
         )
-    measured = find_target(_spec(report)).read_measurement(result)
+    measured = find_target(_spec(report)).read_measurement(result, layers)
     _check_model(directory, result, "model.onnx", measured.sha256, report.onnx_sha256)
     _check_model(directory, result, "dense.onnx", measured.dense_sha256, report.dense_onnx_sha256)
-    pruned = LatencyReport.from_blocks(measured.blocks_ms)
-    dense = LatencyReport.from_blocks(measured.dense_blocks_ms) if measured.dense_blocks_ms else None
+    pruned = LatencyReport.from_blocks(measured.blocks_ms, layer_times=measured.layers)
+    dense = None
+    if measured.dense_blocks_ms:
+        dense = LatencyReport.from_blocks(measured.dense_blocks_ms, layer_times=measured.dense_layers)
     entries = [_completed(entry, pruned, dense) for entry in (report.budget, *report.further_budgets)]
     changed = report.model_copy(
         update={
@@ -65,11 +68,11 @@ def import_measurement(directory: Path, result: Path, force: bool = False) -> Re
                 update={"latency": LatencyEntry.model_validate(dense) if dense is not None else None}
             ),
             "latency_ratio": median_ratio(pruned, dense) if dense is not None else None,
-            "environment": _environment(report.environment, hide_home(dict(measured.environment))),
+            "environment": _environment(report.environment, dict(measured.environment)),
             "notes": (*(note for note in report.notes if not _is_outdated(note)), *_notes(measured)),
         }
     )
-    completed = Report.model_validate(changed.model_dump())
+    completed = Report.model_validate(hide_home(changed.model_dump()))
     write_report(completed, directory)
     for entry in (completed.budget, *completed.further_budgets):
         if entry.met is False:

@@ -408,9 +408,10 @@ class _Run:
         none of the attempts is chosen.
         """
         files = {"dense": self.dense.delivery.path, "pruned": self.pruned.delivery.path}
+        settings = replace(self.measuring or MeasureSettings(), layers=True)
         attempts: list[dict[str, LatencyReport]] = []
         while True:
-            attempts.append(time_models(files, self.target, self.measuring))
+            attempts.append(time_models(files, self.target, settings))
             together = {name: pooled([attempt[name] for attempt in attempts]) for name in files}
             entries = [entry for entry in self._budget_entries(together) if entry["kind"] == "latency"]
             close = any(1 < entry["achieved"] / entry["limit"] < _CLOSE for entry in entries)

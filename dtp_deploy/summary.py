@@ -152,7 +152,7 @@ def pooled(attempts: Sequence[LatencyReport]) -> LatencyReport:
     if len(attempts) == 1:
         return attempts[0]
     blocks = [block for attempt in attempts for block in attempt.blocks_ms]
-    return LatencyReport.from_blocks(blocks, attempts[-1].environment)
+    return LatencyReport.from_blocks(blocks, attempts[-1].environment, attempts[-1].layer_times)
 
 
 def model_entry(form: Form, latency: LatencyReport) -> dict[str, Any]:
@@ -175,6 +175,7 @@ def model_entry(form: Form, latency: LatencyReport) -> dict[str, Any]:
             "outlier_share": latency.outlier_share,
             "drift": latency.drift,
             "spread": latency.spread,
+            "layer_times": None if latency.layer_times is None else [asdict(layer) for layer in latency.layer_times],
         },
     }
 

@@ -85,6 +85,25 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """The time of one layer of an engine, as the runtime's own profiler tells it.
+
+    Profiling slows a run down, so the sum over the layers is more than the latency: the shares are what counts.
+
+    Attributes:
+        name: the runtime's, which fuses the model's operators.
+        mean_ms: over the profiled runs.
+        median_ms: over the profiled runs; None where the runtime does not tell.
+        precision: that its arithmetic has ("fp16"); "" where the runtime does not tell, or where it has none.
+    """
+
+    name: str
+    mean_ms: float
+    median_ms: float | None = None
+    precision: str = ""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One attempt at measuring that a target made by itself, all models in turns. Plain JSON values.
 
@@ -94,7 +113,7 @@ class Attempt:
         system: what it ran on.
         before: the state of the device before, and
         after: after measuring.
-        details: what else was found for each model: layers, power, warnings.
+        details: what else was found for each model: power, warnings.
     """
 
     blocks_ns: Mapping[str, Sequence[Sequence[int]]]
@@ -116,6 +135,8 @@ class ImportedMeasurement:
         engine: what ran.
         environment: what else is known; plain JSON values.
         dense_sha256: of the ONNX file of the dense model, or None if it was not measured or the result does not say.
+        layers: the times of the model's layers, or None if the result does not tell them.
+        dense_layers: the same for the dense model.
     """
 
     blocks_ms: Sequence[Sequence[float]]
@@ -124,6 +145,8 @@ class ImportedMeasurement:
     engine: EngineInfo
     environment: Mapping[str, Any]
     dense_sha256: str | None = None
+    layers: tuple[LayerTime, ...] | None = None
+    dense_layers: tuple[LayerTime, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +257,23 @@ class Engine(abc.ABC):
     def info(self) -> EngineInfo:
         """What runs here."""
 
+    def _layer_times(self) -> Sequence[LayerTime] | None:
+        """Profile some runs; see `layer_times`."""
+        return None
+
+    def layer_times(self) -> tuple[LayerTime, ...] | None:
+        """The time of every layer, in the order in which they run, from runs that are made for it and not timed.
+
+        Returns:
+            None if the runtime does not tell.
+
+        Raises:
+            TargetError: the runtime fails.
+        """
+        with _foreign(self.label, "profile its layers"):
+            found = self._layer_times()
+        return None if found is None else tuple(found)
+
     @contextmanager
     def open(self) -> Iterator[Session]:
         """Load the engine, give it, and close it whatever happens.
@@ -326,8 +366,12 @@ class Target(abc.ABC):
         """
         return None
 
-    def read_measurement(self, path: Path) -> ImportedMeasurement:
+    def read_measurement(self, path: Path, layers: Path | None = None) -> ImportedMeasurement:
         """Read what was measured on a device that is not at hand.
+
+        Args:
+            path: the result.
+            layers: a file of its own with the times of the layers, where the result does not hold them.
 
         Raises:
             InputError: the file is no such result, or holds an error in place of one.

@@ -15,6 +15,7 @@ from dtp_deploy.errors import BudgetError, InputError, TargetError
 from dtp_deploy.imports import import_measurement
 from dtp_deploy.loading import Dataset
 from dtp_deploy.report import Report, headline, read_report, render_markdown
+from dtp_deploy.report.schema import LayerTimeEntry
 from dtp_deploy.report.table import milliseconds
 from dtp_deploy.target import TargetSpec
 from dtp_deploy.train import Settings
@@ -130,6 +131,24 @@ def test_times_of_plain_trtexec_are_taken(copy: Path, tmp_path: Path) -> None:
     assert report.pruned.latency is not None
     assert len(report.pruned.latency.samples_ms) == 100
     assert report.pruned.latency.p50_ms == pytest.approx(4.0495)
+
+
+def test_times_of_layers_reach_the_report(copy: Path, tmp_path: Path) -> None:
+    times = written(tmp_path / "times.json", [{"computeMs": 4.0}] * 50)
+    profile = [{"count": 9}, {"name": "conv", "timeMs": 27.0, "averageMs": 3.0, "medianMs": 2.5, "percentage": 100}]
+    report = import_measurement(copy, times, layers=written(tmp_path / "profile.json", profile))
+    assert report.pruned.latency is not None
+    assert report.pruned.latency.layer_times == (LayerTimeEntry(name="conv", mean_ms=3.0, median_ms=2.5, precision=""),)
+    assert "| conv | 100.0% | 3 ms | 2.5 ms | - |" in (copy / "report.md").read_text()
+    layers = [{"name": "gemm", "mean_ms": 1.0, "median_ms": 1.0, "precision": "fp16"}]
+    document = result(copy, 5.0, 10.0)
+    for model in document["models"].values():
+        model["layers"] = layers
+    report = import_measurement(copy, written(tmp_path / "result.json", document), force=True)
+    assert report.dense.latency is not None
+    assert report.dense.latency.layer_times == (
+        LayerTimeEntry(name="gemm", mean_ms=1.0, median_ms=1.0, precision="fp16"),
+    )
 
 
 @pytest.mark.parametrize(

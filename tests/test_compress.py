@@ -79,6 +79,14 @@ def test_budget_is_kept_and_used(macs_run: Finished) -> None:
     assert 0.97 * budget.limit <= budget.achieved <= budget.limit
 
 
+def test_the_report_holds_the_time_of_every_layer(macs_run: Finished) -> None:
+    for model in (macs_run.report.dense, macs_run.report.pruned):
+        assert model.latency is not None
+        assert model.latency.layer_times
+        assert any(layer.precision == "fp32" and layer.mean_ms > 0 for layer in model.latency.layer_times)
+    assert "## Times of the pruned model's layers" in (macs_run.out / "report.md").read_text()
+
+
 def test_delivered_onnx_has_the_widths_and_the_size_of_the_report(macs_run: Finished) -> None:
     content = (macs_run.out / "model.onnx").read_bytes()
     assert macs_run.report.pruned.size_bytes == len(content)

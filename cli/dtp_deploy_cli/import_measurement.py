@@ -20,6 +20,9 @@ def import_measurement(
             metavar="RESULT", show_default=False, help="The bundle's result.json, or trtexec's --exportTimes JSON."
         ),
     ],
+    layers: Annotated[
+        Path | None, typer.Option("--layers", metavar="FILE", help="trtexec's --exportProfile JSON, times of layers.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a latency that was measured already.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +36,7 @@ def import_measurement(
     from dtp_deploy.report import headline, summary_rows
     from dtp_deploy_cli.console import print_json, print_line, print_table
 
-    report = complete(directory, result, force)
+    report = complete(directory, result, force, layers)
     if as_json:
         print_json(report.to_json())
         return

@@ -38,6 +38,9 @@ def profile(
         float,
         typer.Option(min=0.01, metavar="SECONDS", help="Take samples for this long, or until there are 10,000."),
     ] = 1.0,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Tell the time of every layer too, from further runs, where a runtime can.")
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -46,15 +49,17 @@ def profile(
     A torch.export program (.pt2) or a TorchScript archive is exported to ONNX first. The model runs in a process of its
     own, warmed up until its times are steady, and the command says so if they were not.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from dtp_deploy.profile import measure
+    from dtp_deploy.report.schema import LatencyEntry
+    from dtp_deploy.report.table import layer_rows
     from dtp_deploy.report.text import flat_rows, json_text
     from dtp_deploy_cli.console import print_json, print_line, print_table
     from dtp_deploy_cli.progress import show_progress
 
     spec = checked_spec(target, threads, host, target_option)
-    settings = settings_for(min_seconds)
+    settings = replace(settings_for(min_seconds), layers=layers)
     with show_progress(verbose) as progress, as_onnx(model, inputs or [], trust) as path:
         check_onnx(path)
         with progress.task(f"measuring {model.name}"):
@@ -63,6 +68,11 @@ def profile(
         print_json(json_text(asdict(report)))
         return
     print_table(("latency", model.name), _figures(report))
+    timed = LatencyEntry.model_validate(report).layer_times
+    if timed is not None:
+        print_table(("layer", "share", "mean", "median", "precision"), layer_rows(timed))
+    elif layers:
+        print_line("The runtime does not tell the times of the layers.")
     print_table(("environment", ""), flat_rows(report.environment))
     if not report.stable:
         print_line("The latency was unstable: repeat it on a quiet machine before you rely on it.")

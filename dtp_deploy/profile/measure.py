@@ -16,7 +16,7 @@ from dtp_deploy.errors import DtpError, InputError, TargetError, UsageError
 from dtp_deploy.profile.protocol import Event, Job, read_events
 from dtp_deploy.profile.report import LatencyReport, RatioInterval, median_ratio
 from dtp_deploy.profile.settings import MeasureSettings
-from dtp_deploy.target import TargetSpec
+from dtp_deploy.target import LayerTime, TargetSpec
 
 __all__ = ["LatencyReport", "MeasureSettings", "RatioInterval", "measure", "median_ratio"]
 
@@ -35,7 +35,8 @@ def measure(
     `environment` of each report holds ``system``, ``before`` and ``after`` (see `dtp_deploy.profile.environment`),
     ``engine`` (runtime, version, device, threads, precision, options), ``warm_up``, ``attempts`` (p50_ms and stable of
     each attempt, in order), ``interleaved_with`` and ``settings``; and ``details``, where the target measures by itself
-    and has more to tell (times of layers, power, warnings).
+    and has more to tell (power, warnings). With `settings.layers`, `layer_times` of each report holds the time of every
+    layer, where the runtime tells it.
 
     Args:
         models: the files to measure, by a name of the caller's choice.
@@ -155,7 +156,9 @@ def _reports(result: Event, settings: MeasureSettings) -> dict[str, LatencyRepor
         }
         if result["details"][name]:
             environment["details"] = result["details"][name]
-        reports[name] = LatencyReport.from_blocks(report.blocks_ms, shared | environment)
+        found = result["layers"][name]
+        layers = None if found is None else [LayerTime(**layer) for layer in found]
+        reports[name] = LatencyReport.from_blocks(report.blocks_ms, shared | environment, layers)
     return reports
 
 

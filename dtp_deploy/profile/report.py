@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dtp_deploy.errors import UsageError
 from dtp_deploy.profile.settings import LEAST_BLOCKS
+from dtp_deploy.target import LayerTime
 
 DRIFT_LIMIT = 0.05
 SPREAD_LIMIT = 0.10
@@ -55,6 +56,7 @@ class LatencyReport:
         stall: |mean / median - 1|: the time lost in slow runs, as a share of the time of normal ones.
         stable: whether the figures can be believed; see above.
         environment: machine, engine and settings; plain JSON values.
+        layer_times: of every layer; None if nobody asked, or the runtime does not tell.
     """
 
     p50_ms: float
@@ -72,10 +74,14 @@ class LatencyReport:
     stall: float
     stable: bool
     environment: dict[str, Any] = field(default_factory=dict)
+    layer_times: tuple[LayerTime, ...] | None = None
 
     @classmethod
     def from_blocks(
-        cls, blocks_ms: Sequence[Sequence[float]], environment: Mapping[str, Any] | None = None
+        cls,
+        blocks_ms: Sequence[Sequence[float]],
+        environment: Mapping[str, Any] | None = None,
+        layer_times: Sequence[LayerTime] | None = None,
     ) -> LatencyReport:
         """The report of samples that were taken in blocks.
 
@@ -111,6 +117,7 @@ class LatencyReport:
             stall=stall,
             stable=len(medians) >= LEAST_BLOCKS and _unrest(drift, spread, stall) <= 1,
             environment=dict(environment or {}),
+            layer_times=None if layer_times is None else tuple(layer_times),
         )
 
     @classmethod

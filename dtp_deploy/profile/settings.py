@@ -30,6 +30,7 @@ class MeasureSettings:
         repeats: how often an attempt that was not stable is repeated.
         timeout_s: time for the whole child process, building the engines included. What lasts longer is killed.
         seed: of the random inputs.
+        layers: whether the time of every layer is found out too, in further runs after the timed ones.
 
     Raises:
         UsageError: a setting is out of range.
@@ -47,6 +48,7 @@ class MeasureSettings:
     repeats: int = 2
     timeout_s: float = 600.0
     seed: int = 0
+    layers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_samples", "max_samples", "max_seconds", "blocks", "inputs", "timeout_s"):

@@ -70,7 +70,20 @@ def _measure(job: Job, events: TextIO) -> dict[str, Any]:
         "before": attempts[0].before,
         "after": attempts[-1].after,
         "details": attempts[-1].details,
+        "layers": _layers(engines, settings, events),
     }
+
+
+def _layers(
+    engines: Mapping[str, Engine], settings: MeasureSettings, events: TextIO
+) -> dict[str, list[dict[str, Any]] | None]:
+    """The layers of each engine, once its timed sessions are closed; None for all if nobody asked."""
+    found: dict[str, list[dict[str, Any]] | None] = dict.fromkeys(engines)
+    for name, engine in engines.items() if settings.layers else ():
+        write_event(events, "stage", stage="profiling the layers of", model=name)
+        layers = engine.layer_times()
+        found[name] = None if layers is None else [asdict(layer) for layer in layers]
+    return found
 
 
 def _open(

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import JsonValue
 
 from dtp_deploy.report.schema import Basis, BudgetEntry, LatencyEntry, ParityEntry, Report, TargetEntry
-from dtp_deploy.report.table import milliseconds, percent, points, quantity, summary_rows
+from dtp_deploy.report.table import layer_rows, milliseconds, percent, points, quantity, summary_rows
 from dtp_deploy.report.text import flat_rows
 
+_SHOWN_LAYERS = 10
 _BASIS_WORDS: dict[Basis, str] = {
     "measured": "measured on {target}",
     "predicted": "predicted, not measured",
@@ -42,6 +43,7 @@ def render_markdown(report: Report) -> str:
         *_warnings(report),
         _table(("", "dense", "pruned", "pruned / dense"), summary_rows(report)),
         *_section("Latency", _latency(report)),
+        *_section("Times of the pruned model's layers", _layer_times(report.pruned.latency)),
         *_section(
             "Accuracy along the run",
             _table(("stage", "accuracy (points)"), [(s.stage, points(s.accuracy)) for s in report.accuracy_stages]),
@@ -132,6 +134,18 @@ def _latency_row(latency: LatencyEntry) -> tuple[str, ...]:
         percent(latency.drift),
         percent(latency.spread),
         _yes(latency.stable),
+    )
+
+
+def _layer_times(latency: LatencyEntry | None) -> str:
+    """The slowest layers; empty where none are known."""
+    if latency is None or not latency.layer_times:
+        return ""
+    rows = layer_rows(latency.layer_times)[:_SHOWN_LAYERS]
+    count = len(latency.layer_times)
+    which = f"The {len(rows)} slowest of {count}" if len(rows) < count else f"All {count}"
+    return f"{which}, by the runtime's profiler. It slows a run down: the shares count.\n\n" + _table(
+        ("layer", "share", "mean", "median", "precision"), rows
     )
 
 

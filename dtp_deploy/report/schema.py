@@ -80,6 +80,15 @@ class BudgetEntry(_Part):
         return self
 
 
+class LayerTimeEntry(_Part):
+    """The time of one layer, by the runtime's own profiler, which slows a run down: the shares are what counts."""
+
+    name: str = Field(description="the runtime's name for it; one layer may be several operators of the ONNX file")
+    mean_ms: NotNegative = Field(description="mean over the profiled runs")
+    median_ms: NotNegative | None = Field(description="median over the profiled runs; null where the runtime is silent")
+    precision: str = Field(description="what its arithmetic has, such as fp16; empty where the runtime is silent")
+
+
 class LatencyEntry(_Part):
     """The time of one inference, measured on the target."""
 
@@ -92,6 +101,9 @@ class LatencyEntry(_Part):
     outlier_share: Fraction | None = Field(None, description="share of samples far from all others")
     drift: NotNegative | None = Field(None, description="how much the second half differed from the first; a fraction")
     spread: NotNegative | None = Field(None, description="how much the blocks' medians differed; a fraction")
+    layer_times: tuple[LayerTimeEntry, ...] | None = Field(
+        None, description="every layer, in the order in which they run; null where the runtime does not tell"
+    )
 
 
 class ModelEntry(_Part):

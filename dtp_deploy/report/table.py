@@ -1,8 +1,9 @@
 """The figures that matter most, as plain texts: dense, pruned, and one over the other."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from dtp_deploy.report.schema import ModelEntry, Report
+from dtp_deploy.report.schema import LayerTimeEntry, ModelEntry, Report
 
 NOT_KNOWN = "-"
 
@@ -44,6 +45,21 @@ def _nonzero(report: Report) -> list[SummaryRow]:
         if left is None
         else [SummaryRow(f"not zero ({report.granularity})", count(dense), count(left), _ratio(dense, left))]
     )
+
+
+def layer_rows(layers: Sequence[LayerTimeEntry]) -> list[tuple[str, str, str, str, str]]:
+    """Name, share, mean, median and precision of every layer, the slowest first."""
+    total = sum(layer.mean_ms for layer in layers) or 1.0
+    return [
+        (
+            layer.name,
+            percent(layer.mean_ms / total),
+            milliseconds(layer.mean_ms),
+            NOT_KNOWN if layer.median_ms is None else milliseconds(layer.median_ms),
+            layer.precision or NOT_KNOWN,
+        )
+        for layer in sorted(layers, key=lambda layer: -layer.mean_ms)
+    ]
 
 
 def points(accuracy: float | None) -> str:

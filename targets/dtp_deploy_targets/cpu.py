@@ -16,13 +16,14 @@ from dtp_deploy.target import (
     Availability,
     Engine,
     EngineInfo,
+    LayerTime,
     Option,
     Session,
     Target,
     TensorSpec,
     random_inputs,
 )
-from dtp_deploy_targets.runner.onnx_backend import SPINNING, executed_precision, load_session
+from dtp_deploy_targets.runner.onnx_backend import SPINNING, executed_precision, layer_times, load_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -96,6 +97,10 @@ class CpuEngine(Engine):
         if self._info is None:
             self._info = self._read_info()
         return self._info
+
+    def _layer_times(self) -> list[LayerTime]:
+        found = layer_times(self.model_path, self._threads, random_inputs(self._inputs, 1)[0])
+        return [LayerTime(**layer) for layer in found]
 
     def _read_info(self) -> EngineInfo:
         import onnxruntime

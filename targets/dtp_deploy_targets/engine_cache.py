@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def cache_folder() -> Path:
 
 
 def key_of(model_path: Path, **conditions: str | int | float | bool) -> str:
-    """The name of an entry: the SHA-256 of the model's bytes and of all conditions."""
-    content = {"onnx": hashlib.sha256(model_path.read_bytes()).hexdigest(), **conditions}
+    """The name of an entry: the SHA-256 of the model's bytes, of all conditions, and of what prepares models here."""
+    onnx = hashlib.sha256(model_path.read_bytes()).hexdigest()
+    content = {"onnx": onnx, "dtp_deploy": version("dtp-deploy"), **conditions}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,9 +6,10 @@ from dtp_deploy.errors import InputError, TargetError, UsageError
 from dtp_deploy.target import Availability, Engine, ImportedMeasurement, PredictedLatency
 from dtp_deploy_targets.connection import Connection
 from dtp_deploy_targets.devices import DeviceProfile, find_device
+from dtp_deploy_targets.prepare import prepare
 from dtp_deploy_targets.remote import BUILD_TIMEOUT_S, RemoteBoard, RemoteTarget, check_build_timeout
 from dtp_deploy_targets.runner.board import detect
-from dtp_deploy_targets.runner.trtexec import PRECISIONS
+from dtp_deploy_targets.runner.trtexec import PRECISIONS, STRONGLY_TYPED_FROM, Version
 from dtp_deploy_targets.ssh import ssh_availability
 
 DEFAULT_BOARD = "orin-nano"
@@ -93,6 +94,7 @@ class JetsonTarget(RemoteTarget):
         """A roofline over the layers, from the board's data sheet; for an Orin Nano where no board was named."""
         from dtp_deploy_targets.roofline import predict
 
+        self._check_quantized(model_path)
         profile = self._profile if self._profile is not None else find_device(DEFAULT_BOARD)
         prediction = predict(model_path, profile, self.precision)
         assumptions = prediction.assumptions
@@ -106,15 +108,16 @@ class JetsonTarget(RemoteTarget):
 
         return write_bundle(folder, model_path, self.board or DEFAULT_BOARD, self.precision)[1:]
 
-    def read_measurement(self, path: Path) -> ImportedMeasurement:
-        """The runner's result, or what trtexec wrote with ``--exportTimes``.
+    def read_measurement(self, path: Path, layers: Path | None = None) -> ImportedMeasurement:
+        """The runner's result; or what trtexec wrote with ``--exportTimes``, and `layers` what it wrote with
+        ``--exportProfile``.
 
         Raises:
             InputError: as `Target.read_measurement`; or it is of another board or precision than this target's.
         """
         from dtp_deploy_targets.measurement import read_measurement
 
-        measured = read_measurement(path, self.precision)
+        measured = read_measurement(path, self.precision, layers)
         module = measured.environment.get("board", {}).get("module", "")
         if self._profile and module and module not in self._profile.module_part_numbers:
             raise InputError(
@@ -143,11 +146,22 @@ class JetsonTarget(RemoteTarget):
             )
         return board
 
-    def _build(self, model_path: Path) -> Engine:
+    def _check_quantized(self, model_path: Path) -> None:
         if self.precision == "int8" and b"QuantizeLinear" not in model_path.read_bytes():
             # trtexec would invent the ranges: fast, and wrong.
             raise TargetError(
                 f"Target 'jetson' got precision='int8' for {model_path.name}, which has no quantize nodes. Quantize "
                 "the model first, or give fp16."
             )
+
+    def _build(self, model_path: Path) -> Engine:
+        self._check_quantized(model_path)
         return super()._build(model_path)
+
+    def _prepared(self, board: RemoteBoard, model_path: Path, folder: Path) -> Path:
+        """From 11 on, TensorRT takes the precision from the model's types."""
+        version = Version.parse(board.runtime_version)
+        if self.precision != "fp16" or version is None or version < STRONGLY_TYPED_FROM:
+            return model_path
+        prepare(model_path, self.precision, folder / "model.onnx")
+        return folder / "model.onnx"

@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dtp_deploy.errors import TargetError, UsageError
-from dtp_deploy.target import Arrays, Availability, Engine, EngineInfo, Session, Target, TensorSpec
+from dtp_deploy.target import (
+    Arrays,
+    Availability,
+    Engine,
+    EngineInfo,
+    LayerTime,
+    Session,
+    Target,
+    TensorSpec,
+    random_inputs,
+)
+from dtp_deploy_targets.runner.profiling import layers_of_runs, profiled_runs
 
 if TYPE_CHECKING:
     import openvino
@@ -75,17 +86,29 @@ class OpenVinoEngine(Engine):
         model = core.read_model(model_path)
         self._inputs = tuple(_spec(port) for port in model.inputs)
         self._outputs = tuple(_spec(port) for port in model.outputs)
-        self._compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": 1,
-            },
-        )
-        self._threads = threads
+        self._model = model
+        self._settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+        self._compiled = core.compile_model(model, "CPU", self._settings)
+
+    def _layer_times(self) -> list[LayerTime]:
+        # Counting costs time, so the timed engine does not.
+        compiled = _runtime().Core().compile_model(self._model, "CPU", self._settings | {"PERF_COUNT": True})
+        runs: list[dict[tuple[str, str], float]] = []
+        inputs = random_inputs(self._inputs, 1)[0]
+        session = OpenVinoSession(compiled, self._inputs, self._outputs)
+
+        def run() -> None:
+            session.run(inputs)
+            runs.append(session.kernel_times_ms())
+
+        profiled_runs(run)
+        session.close()
+        return [LayerTime(**layer) for layer in layers_of_runs(runs, lambda key: key[0], lambda key: key[1])]
 
     def _open(self) -> Session:
         return OpenVinoSession(self._compiled, self._inputs, self._outputs)
@@ -121,6 +144,14 @@ class OpenVinoSession(Session):
         self._request.infer(dict(inputs), share_inputs=True)
         return {
             spec.name: np.array(self._request.get_output_tensor(index).data) for index, spec in enumerate(self.outputs)
+        }
+
+    def kernel_times_ms(self) -> dict[tuple[str, str], float]:
+        """The time of each kernel in the last run, by name and precision; for a model that was compiled to count."""
+        return {
+            (info.node_name, _TYPES.get(info.exec_type.rpartition("_")[2], "")): info.real_time.total_seconds() * 1e3
+            for info in self._request.get_profiling_info()
+            if info.status.name == "EXECUTED"
         }
 
     def _close(self) -> None:

@@ -86,13 +86,16 @@ def _facts(model: "onnx.ModelProto") -> Facts:
     from onnx import numpy_helper
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    # Quantized weights come through a node of their own; a zero is a zero there too, as weights have no zero point.
+    stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     sparse = []
     for node in model.graph.node:
-        if node.op_type in _INPUT_AXIS and len(node.input) > 1 and node.input[1] in weights:
+        name = stored.get(node.input[1], node.input[1]) if len(node.input) > 1 else ""
+        if node.op_type in _INPUT_AXIS and name in weights:
             transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            array = numpy_helper.to_array(weights[node.input[1]])
+            array = numpy_helper.to_array(weights[name])
             if array.ndim > 1 and is_sparse_2_4(array, 1 if transposed else _INPUT_AXIS[node.op_type]):
-                sparse.append(node.input[1])
+                sparse.append(name)
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     initialised = weights.keys()
     inputs = [value for value in model.graph.input if value.name not in initialised]

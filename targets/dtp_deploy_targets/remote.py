@@ -15,7 +15,17 @@ from typing import IO, Any
 import numpy.typing as npt
 
 from dtp_deploy.errors import TargetError, UsageError
-from dtp_deploy.target import Arrays, Attempt, Engine, EngineInfo, Session, Target, TensorSpec, random_inputs
+from dtp_deploy.target import (
+    Arrays,
+    Attempt,
+    Engine,
+    EngineInfo,
+    LayerTime,
+    Session,
+    Target,
+    TensorSpec,
+    random_inputs,
+)
 from dtp_deploy_targets.connection import Connection
 from dtp_deploy_targets.cpu import CpuTarget
 from dtp_deploy_targets.parcel import LEAST_PYTHON, RUNNER, write_runner
@@ -33,7 +43,7 @@ _END_S = 5.0
 _CUT_S = 2.0
 _KILLED = 255  # what ssh gives where a signal ended the command
 _STDERR_LINES = 3
-_DOING = {"start": "starting", "build": "building", "run": "running", "measure": "measuring"}
+_DOING = {"start": "starting", "build": "building", "run": "running", "measure": "measuring", "layers": "profiling"}
 
 
 class RemoteBoard:
@@ -48,6 +58,7 @@ class RemoteBoard:
 
     Attributes:
         facts: what the board says it is.
+        runtime_version: of what runs models there; "" where it does not say.
         is_used: whether an engine is on it.
 
     Raises:
@@ -87,6 +98,7 @@ class RemoteBoard:
         start = {"command": "start", "backend": backend, "options": options, "folder": connection.folder}
         reply = self.call(start, (), _BACKEND_S)
         self.facts: dict[str, Any] = reply.header["board"]
+        self.runtime_version: str = reply.header["runtime_version"]
 
     def _check_python(self) -> None:
         script = '"$1" -c "import sys; print(*sys.version_info[:2])"'
@@ -187,6 +199,12 @@ class RemoteBoard:
         """Run a model once on the board."""
         return to_arrays(self.call({"command": "run", "model": name}, to_blobs(inputs), _RUN_S).blobs)
 
+    def layers(self, name: str) -> list[dict[str, Any]] | None:
+        """The time of each layer, or None if the board's runtime does not tell."""
+        reply = self.call({"command": "layers", "model": name}, (), _RUN_S)
+        found: list[dict[str, Any]] | None = reply.header["layers"]
+        return found
+
     def measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt at measuring models in turns, timed on the board."""
         header = {"command": "measure", "models": list(names), "settings": dict(settings)}
@@ -283,7 +301,9 @@ class RemoteTarget(Target):
             self._board = self._connect()
         board = self._board
         try:
-            engine = RemoteEngine(model_path, board, inputs, outputs)
+            with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
+                sent = self._prepared(board, model_path, Path(folder))
+                engine = RemoteEngine(model_path, sent, board, inputs, outputs)
         except BaseException:
             if not board.is_used:
                 self._board = None
@@ -291,6 +311,10 @@ class RemoteTarget(Target):
             raise
         board.is_used = True
         return engine
+
+    def _prepared(self, board: RemoteBoard, model_path: Path, folder: Path) -> Path:
+        """The file to send: the model itself, as here, or another form of it, written into `folder`."""
+        return model_path
 
     def measure(self, engines: Mapping[str, Engine], settings: Mapping[str, Any]) -> Attempt | None:
         """Measured on the board: over the network, a time would be the network's."""
@@ -312,18 +336,27 @@ class RemoteEngine(Engine):
     """A model on a board."""
 
     def __init__(
-        self, model_path: Path, board: RemoteBoard, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        model_path: Path,
+        sent: Path,
+        board: RemoteBoard,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
     ) -> None:
         super().__init__(model_path)
         self.board = board
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
-        self.name, info = board.add(model_path, random_inputs(self._inputs, 1)[0])
+        self.name, info = board.add(sent, random_inputs(self._inputs, 1)[0])
         self._info = EngineInfo(**{"threads": None} | info)
 
     @property
     def info(self) -> EngineInfo:
         """What runs on the board, as the board says."""
         return self._info
+
+    def _layer_times(self) -> list[LayerTime] | None:
+        found = self.board.layers(self.name)
+        return None if found is None else [LayerTime(**layer) for layer in found]
 
     def _open(self) -> Session:
         return RemoteSession(self)

@@ -6,6 +6,7 @@ is then read from the engine, and an engine that does something else than was as
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,9 @@ def build(trt: ModuleType, onnx_path: Path, facts: Facts, settings: BuildSetting
 
 
 def _strongly_typed(trt: ModuleType) -> int:
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    """The flag for it; where there is none, every network is strongly typed."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 # ---- what the library says -----------------------------------------------------------------------------------------
@@ -235,13 +238,13 @@ def _normalised(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_precision(asked: str, layers: Sequence[Mapping[str, Any]]) -> str:
-    """What an engine computes in, all of it: "fp16", or "fp16+fp32".
+    """What an engine computes in, all of it: "fp16", or "fp16+fp32". It has not run yet: layers are counted, not timed.
 
     Raises:
         TargetError: most of it is not what was asked for.
     """
     shares = precision_shares(parse_layers(json.dumps(layers)), [])
-    fault = precision_fault(asked, shares)
+    fault = precision_fault(asked, shares, "layers")
     if fault:
         raise TargetError(f"{fault}. The engine is refused: its times would be those of another precision.")
     return "+".join(sorted(shares))
@@ -263,7 +266,7 @@ def _read_timings(config: Any, path: Path | None) -> Any:  # noqa: ANN401
 def _write_timings(timings: Any, path: Path | None) -> None:  # noqa: ANN401
     if timings is None or path is None:
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(bytes(timings.serialize()))

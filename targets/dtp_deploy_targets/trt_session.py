@@ -1,5 +1,6 @@
 """An engine of TensorRT, or of TensorRT for RTX, loaded by the Python interface that both have."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -9,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dtp_deploy.errors import TargetError
-from dtp_deploy.target import Arrays, Engine, EngineInfo, Option, Session
+from dtp_deploy.target import Arrays, Engine, EngineInfo, LayerTime, Option, Session, random_inputs
 from dtp_deploy_targets import cuda
 from dtp_deploy_targets.engine_cache import Built
 from dtp_deploy_targets.prepare import specs_from
 from dtp_deploy_targets.runner.failures import explain_failure
+from dtp_deploy_targets.runner.layers import parse_layers
+from dtp_deploy_targets.runner.profiling import layers_of_runs, profiled_runs
 from dtp_deploy_targets.trt_build import BuildSettings, make_log
 
 
@@ -34,6 +37,15 @@ class ApiEngine(Engine):
         if fault:
             raise TargetError(f"{self.label} was built, but cannot run: {fault}.")
         return ApiSession(self._trt, self.built, self._settings.device)
+
+    def _layer_times(self) -> list[LayerTime]:
+        precisions = {layer.name: layer.precision for layer in parse_layers(json.dumps(self.built.facts["layers"]))}
+        session = self._open()
+        try:
+            runs = session.profile(random_inputs(session.inputs, 1)[0])
+        finally:
+            session.close()
+        return [LayerTime(**layer) for layer in layers_of_runs(runs, str, lambda name: precisions.get(name, ""))]
 
     @property
     def info(self) -> EngineInfo:
@@ -94,22 +106,25 @@ class ApiSession(Session):
         self._stream.wait()
         return outputs
 
-    def layer_times_ms(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int = 20) -> dict[str, float]:
-        """The mean time of each layer over some runs, by the runtime's profiler.
+    def profile(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, float]]:
+        """The time of each layer in ms, in each of some runs, by the runtime's profiler.
 
-        Profiling slows a run down, so use the shares. Measure in another session: this one keeps its profiler.
+        Measure in another session: this one keeps its profiler.
         """
-        times: dict[str, list[float]] = {}
+        runs: list[dict[str, float]] = []
 
         class Profiler(self._trt.IProfiler):  # type: ignore[name-defined,misc]
             def report_layer_time(self, layer_name: str, ms: float) -> None:
-                times.setdefault(layer_name, []).append(ms)
+                runs[-1][layer_name] = runs[-1].get(layer_name, 0.0) + ms
+
+        def run() -> None:
+            runs.append({})
+            self.run(inputs)
 
         self._profiler = Profiler()  # the context holds no reference of its own
         self._context.profiler = self._profiler
-        for _ in range(runs):
-            self.run(inputs)
-        return {name: sum(samples) / len(samples) for name, samples in times.items()}
+        profiled_runs(run)
+        return runs
 
     def _close(self) -> None:
         del self._context, self._engine, self._runtime

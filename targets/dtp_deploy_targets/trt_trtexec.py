@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dtp_deploy.errors import TargetError
-from dtp_deploy.target import Arrays, Attempt, Engine, EngineInfo, Session, TensorSpec
+from dtp_deploy.target import Arrays, Attempt, Engine, EngineInfo, LayerTime, Session, TensorSpec
 from dtp_deploy_targets import cuda
 from dtp_deploy_targets.engine_cache import cache_folder
 from dtp_deploy_targets.prepare import prepare
 from dtp_deploy_targets.runner.tensorrt_backend import Options, TensorRtBackend
+from dtp_deploy_targets.runner.trtexec import STRONGLY_TYPED_FROM
 from dtp_deploy_targets.runner.wire import Blob
-
-_STRONGLY_TYPED_FROM = 11
 
 
 class LocalTrtexec:
@@ -51,7 +50,7 @@ class LocalTrtexec:
         name = f"model-{self._count}"
         prepared = self._folder / f"{name}.onnx"
         # Up to 10.x trtexec has a flag for fp16; int8 needs Q/DQ nodes in every version.
-        by_flag = self._precision == "fp16" and self.backend.version.major < _STRONGLY_TYPED_FROM
+        by_flag = self._precision == "fp16" and self.backend.version < STRONGLY_TYPED_FROM
         facts = prepare(model_path, "fp32" if by_flag else self._precision, prepared)
         with told():
             described = self.backend.build(name, prepared)
@@ -99,6 +98,9 @@ class TrtexecEngine(Engine):
         self._backend = backend
         self._inputs, self._outputs = inputs, outputs
         self._info = info
+
+    def _layer_times(self) -> list[LayerTime]:
+        return [LayerTime(**layer) for layer in self._backend.layers(self.name)]
 
     def _open(self) -> Session:
         return TrtexecSession(self.name, self._backend, self._inputs, self._outputs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtp_deploy.profile import LatencyReport, MeasureSettings
-from dtp_deploy.target import TargetSpec
+from dtp_deploy.target import LayerTime, TargetSpec
 from dtp_deploy_cli.profile import settings_for
 
 
@@ -20,6 +20,28 @@ def test_a_model_is_measured(run_cli, onnx_file: Path) -> None:
     assert 0 < report["p50_ms"] <= report["p90_ms"] <= report["p99_ms"]
     assert len(report["samples_ms"]) >= MeasureSettings().min_samples
     assert report["environment"]["engine"]["threads"] == 1
+
+
+def test_the_time_of_every_layer_is_told_when_asked(run_cli, onnx_file: Path) -> None:
+    report = json.loads(run_cli("profile", onnx_file, "--min-seconds", "0.02", "--layers", "--json").out)
+    assert report["layer_times"]
+    assert {"name", "mean_ms", "median_ms", "precision"} == report["layer_times"][0].keys()
+    assert json.loads(run_cli("profile", onnx_file, "--min-seconds", "0.02", "--json").out)["layer_times"] is None
+
+
+def test_layers_are_shown_the_slowest_first(run_cli, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = (LayerTime("quick", 1.0), LayerTime("slow", 3.0, 2.5, "fp16"))
+    monkeypatch.setattr("dtp_deploy.profile.measure", lambda *given: {"model": fake_report(layer_times=layers)})
+    lines = run_cli("profile", onnx_file, "--layers").out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    shown = [row for row in rows if row[0] in ("quick", "slow")]
+    assert shown == [["slow", "75.0%", "3 ms", "2.5 ms", "fp16"], ["quick", "25.0%", "1 ms", "-", "-"]]
+
+
+def test_a_runtime_that_tells_no_layers_is_said_to(run_cli, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtp_deploy.profile.measure", lambda *given: {"model": fake_report()})
+    assert "The runtime does not tell the times of the layers." in run_cli("profile", onnx_file, "--layers").out
+    assert "layers" not in run_cli("profile", onnx_file).out
 
 
 def fake_report(**changes: object) -> LatencyReport:

@@ -8,6 +8,7 @@ from dtp_deploy.target import (
     Availability,
     Engine,
     EngineInfo,
+    LayerTime,
     Session,
     Target,
     TargetSpec,
@@ -158,6 +159,18 @@ def test_a_target_that_only_builds_builds_and_says_that_it_cannot_run(tmp_path):
     with pytest.raises(TargetError, match=f"^{re.escape(message)}$"):
         Compiling().require_available()
     Compiling().require_available(to_run=False)
+
+
+def test_layers_are_told_or_not_and_a_failure_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").touch()
+    engine = Doubling().build(tmp_path / "model.onnx")
+    assert engine.layer_times() is None
+    monkeypatch.setattr(DoublingEngine, "_layer_times", lambda self: [LayerTime("a", 1.0)])
+    assert engine.layer_times() == (LayerTime("a", 1.0, None, ""),)
+    monkeypatch.setattr(DoublingEngine, "_layer_times", lambda self: 1 / 0)
+    message = "Target 'doubling' with model.onnx failed to profile its layers: ZeroDivisionError: division by zero"
+    with pytest.raises(TargetError, match=f"^{re.escape(message)}$"):
+        engine.layer_times()
 
 
 def test_missing_model_is_named(tmp_path):

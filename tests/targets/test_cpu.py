@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dtp_deploy.errors import TargetError, UsageError
 from dtp_deploy.target import TargetSpec, find_target, random_inputs
 from dtp_deploy.testing.conformance import CHECKS, make_case, write_small_model
+from dtp_deploy_targets.runner import profiling
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -60,6 +61,26 @@ def test_info_comes_from_the_runtime(tmp_path):
         "graph_optimization_level": "ORT_ENABLE_ALL",
         "session.intra_op.allow_spinning": "0",
     }
+
+
+def test_the_time_of_every_kernel_comes_from_the_runtime(tmp_path):
+    write_small_model(tmp_path / "model.onnx", width=32)
+    layers = find_target("cpu").build(tmp_path / "model.onnx").layer_times()
+    assert layers is not None
+    by_name = {layer.name: layer for layer in layers}
+    assert {"Gemm_5", "Flatten_4"} <= by_name.keys()
+    convolutions = [layer for name, layer in by_name.items() if name.startswith(("b", "c"))]
+    assert [layer.precision for layer in convolutions] == ["fp32", "fp32"]
+    assert all(layer.mean_ms > 0 and layer.median_ms is not None for layer in convolutions)
+
+
+def test_a_slow_model_is_profiled_in_fewer_runs(monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(profiling.time, "monotonic", lambda: float(next(clock)))
+    runs = []
+    assert profiling.profiled_runs(lambda: runs.append(1)) == len(runs) == profiling.WARM_UP_RUNS + profiling.LEAST_RUNS
+    monkeypatch.setattr(profiling.time, "monotonic", lambda: 0.0)
+    assert profiling.profiled_runs(lambda: None) == profiling.WARM_UP_RUNS + profiling.MOST_RUNS
 
 
 def test_float16_graph_is_reported_as_it_is_computed(tmp_path):

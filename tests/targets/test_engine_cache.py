@@ -51,6 +51,13 @@ def test_the_key_depends_on_the_model_and_on_every_condition(tmp_path):
     assert key_of(copy, **conditions) == keys[0]
 
 
+def test_the_key_depends_on_what_prepared_the_model(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    before = key_of(tmp_path / "model.onnx", runtime="x")
+    monkeypatch.setattr("dtp_deploy_targets.engine_cache.version", lambda name: "9.9.9")
+    assert key_of(tmp_path / "model.onnx", runtime="x") != before
+
+
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "dtp-deploy"

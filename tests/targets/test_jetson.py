@@ -10,17 +10,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from dtp_deploy.errors import TargetError, UsageError
 from dtp_deploy.profile import MeasureSettings, measure
-from dtp_deploy.target import TargetSpec, find_target, random_inputs
+from dtp_deploy.target import LayerTime, TargetSpec, find_target, random_inputs
 from dtp_deploy.testing.conformance import write_small_model
+from dtp_deploy_targets.remote import RemoteBoard
 
 JETSON = "dtp_deploy_targets.jetson:JetsonTarget"
 HERE = Path(__file__).parent
 SAMPLES = HERE / "samples"
-QUICK = MeasureSettings(min_samples=12, min_seconds=0.0, blocks=4, repeats=0)
+QUICK = MeasureSettings(min_samples=12, min_seconds=0.0, blocks=4, repeats=0, layers=True)
 REPLAYED = "REPLAY of a recorded session: nothing here was measured."
 
 
@@ -92,7 +94,9 @@ def test_the_whole_path(board, model):
     assert str(board.home) not in json.dumps(report.environment)
     assert REPLAYED in details["warnings"]
     assert REPLAYED in engine["options"]["warnings"]
-    assert details["layers"][1]["name"] == "Conv_0 + Relu_1"
+    assert "layers" not in details
+    assert report.layer_times is not None
+    assert report.layer_times[1] == LayerTime("Conv_0 + Relu_1", 0.111616, 0.111616, "fp16")
     assert report.environment["before"]["power_mode"] == {"name": "MODE_40W", "id": 3}
     assert report.environment["after"]["temperatures_c"] == {"gpu-thermal": 47.625}
     assert report.environment["before"]["clocks"]["gpu_mhz"] == 114.75
@@ -150,6 +154,8 @@ def test_an_engine_that_hides_its_layers_is_an_error(board, model):
 def test_int8_needs_quantize_nodes(board, model):
     with pytest.raises(TargetError, match=r"precision='int8' for small\.onnx, which has no quantize nodes"):
         find_target(board.spec(precision="int8")).build(model)
+    with pytest.raises(TargetError, match=r"precision='int8' for small\.onnx, which has no quantize nodes"):
+        find_target(TargetSpec(JETSON, {"precision": "int8"})).predict(model)
 
 
 @pytest.mark.parametrize(("version", "named"), [("8602", r"8\.6\.2"), ("100200", r"10\.2\.0")])
@@ -158,9 +164,19 @@ def test_old_tensorrt_is_refused_with_the_reason(board, model, version, named):
         find_target(board.spec({"REPLAY_VERSION": version})).build(model)
 
 
-def test_tensorrt_11_gets_no_precision_flag(board, model):
+def test_tensorrt_11_gets_a_converted_model_and_no_flag(board, model, monkeypatch):
+    sent = []
+    add = RemoteBoard.add
+    monkeypatch.setattr(
+        RemoteBoard, "add", lambda self, path, samples: (sent.append(path.read_bytes()), add(self, path, samples))[1]
+    )
     find_target(board.spec({"REPLAY_VERSION": "110100"})).build(model)
     assert not any("--fp16" in call for call in board.calls("trtexec"))
+    find_target(board.spec()).build(model)
+    converted, as_it_is = (onnx.load_from_string(content) for content in sent)
+    types = {weight.data_type for weight in converted.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert as_it_is == onnx.load(model)
 
 
 def test_failed_build_says_why_and_leaves_no_engine(board, model):

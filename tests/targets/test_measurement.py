@@ -1,11 +1,15 @@
 """Results that a board sent back, read: what is refused, and what is carried over. No figure here is a measurement."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from dtp_deploy.errors import InputError
+from dtp_deploy.target import LayerTime
 from dtp_deploy_targets.measurement import read_measurement
+
+SAMPLES = Path(__file__).parent / "samples"
 
 REPLAYED = "REPLAY of a recorded session: nothing here was measured."
 
@@ -48,10 +52,46 @@ def test_a_result_of_an_older_runner_is_taken(read):
 
 
 def test_what_the_board_found_is_carried_over(read):
-    details = {"warnings": ["GPU compute time is unstable"], "power": {"total_mw": 5.0}, "layers": [{"name": "conv"}]}
+    details = {"warnings": ["GPU compute time is unstable"], "power": {"total_mw": 5.0}}
     environment = read(document(**details)).environment
     assert environment["details"]["model"] == details
     assert environment["engine"]["options"]["precision_asked"] == "fp16"
+
+
+@pytest.mark.parametrize("latencies", [[[]], [1.0], [["fast"]], [[0.0]], [[1.0], [-1.0]], "1.0"])
+def test_latencies_that_are_no_times_are_refused(read, latencies):
+    with pytest.raises(InputError, match=r"is damaged: its latencies are not all times in ms\. Give the result"):
+        read(document(latencies_ms=latencies))
+
+
+@pytest.mark.parametrize("models", [[], {"model": 3}])
+def test_models_that_are_none_are_refused(read, models):
+    with pytest.raises(InputError, match=r"is damaged: 'models' holds something else"):
+        read(document() | {"models": models})
+
+
+def test_layers_are_carried_over(read):
+    layers = [{"name": "conv", "mean_ms": 2.0, "median_ms": None, "precision": "fp16"}]
+    assert read(document(layers=layers)).layers == (LayerTime("conv", 2.0, None, "fp16"),)
+    assert read(document()).layers is None
+    with pytest.raises(InputError, match=r"holds layers of another form \(.*average_ms"):
+        read(document(layers=[{"name": "conv", "average_ms": 2.0}]))
+
+
+def test_layers_of_plain_trtexec_are_a_file_of_their_own(tmp_path):
+    times, profile = tmp_path / "times.json", SAMPLES / "profile-8.4.json"
+    times.write_text(json.dumps([{"computeMs": 4.0}] * 50))
+    found = read_measurement(times, "fp16", profile)
+    assert found.layers is not None
+    assert found.layers[1] == LayerTime("Conv_0 + Relu_1", 0.111616, 0.111616)
+    with pytest.raises(InputError, match=r"holds times of layers \(--exportProfile\), which are no latency"):
+        read_measurement(profile, "fp16")
+    with pytest.raises(InputError, match=r"^--layers .*times\.json cannot be read \(--exportProfile holds no layer\)"):
+        read_measurement(times, "fp16", times)
+    runner = tmp_path / "result.json"
+    runner.write_text(json.dumps(document()))
+    with pytest.raises(InputError, match=r"holds the times of the layers itself\. Leave --layers .* out\.$"):
+        read_measurement(runner, "fp16", profile)
 
 
 @pytest.mark.parametrize(("engine", "asked"), [({"options": {"precision_asked": "fp32"}}, "fp32"), ({}, "fp16")])

@@ -49,6 +49,16 @@ def test_the_precision_is_the_one_of_the_kernels(tmp_path):
 
 
 @installed
+def test_the_time_of_every_kernel_comes_from_the_runtime(tmp_path):
+    write_small_model(tmp_path / "model.onnx", width=32)
+    layers = find_target(TARGET).build(tmp_path / "model.onnx").layer_times()
+    assert layers is not None
+    convolutions = [layer for layer in layers if layer.name in ("a", "b", "c")]
+    assert convolutions
+    assert all(layer.mean_ms > 0 and layer.precision == "fp32" for layer in convolutions)
+
+
+@installed
 def test_an_open_height_is_refused(tmp_path):
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],

@@ -86,6 +86,25 @@ def test_2_4_weights_are_found_along_the_input_channels(tmp_path):
     assert prepare(tmp_path / "m.onnx", "fp32", tmp_path / "out.onnx").sparse_2_4 == ("conv", "linear")
 
 
+def test_2_4_weights_are_found_behind_their_dequantize_node(tmp_path):
+    values = np.ones((8, 8, 1, 1), np.int8)
+    values[:, 1::4] = values[:, 2::4] = 0
+    tensors = {"w": values, "scale": np.full(8, 0.1, np.float32), "zero": np.zeros(8, np.int8)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["dw"], axis=0),
+            helper.make_node("Conv", ["x", "dw"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 4, 4])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    facts = prepare(tmp_path / "m.onnx", "int8", tmp_path / "out.onnx")
+    assert (facts.sparse_2_4, facts.quantized) == (("w",), True)
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [

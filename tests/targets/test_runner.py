@@ -88,7 +88,12 @@ def test_measures_and_writes_one_file(python, runner, environment, tmp_path):
     assert {sample for block in dense["latencies_ms"] for sample in block} >= {0.8448}
     assert dense["warnings"] == ["REPLAY of a recorded session: nothing here was measured."]
     assert len(dense["sha256"]) == 64
-    assert [layer["name"] for layer in dense["layers"]][1] == "Conv_0 + Relu_1"
+    assert dense["layers"][1] == {
+        "name": "Conv_0 + Relu_1",
+        "mean_ms": 0.111616,
+        "median_ms": 0.111616,
+        "precision": "fp16",
+    }
     assert result["before"]["power_mode"]["name"] == "MODE_40W"
     assert len(result["command_lines"]) == 8  # build, inspect, six turns
 
@@ -111,7 +116,15 @@ def test_what_goes_wrong_is_in_the_result(runner, environment, tmp_path):
     assert f"error: {error}" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_int8_needs_quantize_nodes(runner, environment, tmp_path):
+    write_small_model(tmp_path / "model.onnx")
+    words = ("measure", "model.onnx", "--precision", "int8")
+    assert call(sys.executable, runner, *words, environment=environment, cwd=tmp_path).returncode == 1
+    (error,) = json.loads((tmp_path / "result.json").read_text())["errors"]
+    assert error.startswith("int8 is asked for, but model.onnx has no quantize nodes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_locked_clocks_come_back_after_a_signal(runner, environment, tmp_path, number):
     write_small_model(tmp_path / "model.onnx")
     calls = Path(environment["REPLAY_CALLS"])
@@ -125,11 +138,14 @@ def test_locked_clocks_come_back_after_a_signal(runner, environment, tmp_path, n
     while not (calls.exists() and "--exportTimes" in calls.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait(20) == 1
+    killed = number == signal.SIGKILL
+    assert process.wait(20) == (-signal.SIGKILL if killed else 1)
+    while killed and "--restore" not in calls.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     lines = calls.read_text().splitlines()
     changes = [line for line in lines if line.startswith("jetson_clocks") and "--show" not in line]
     assert [line.split()[1:2] for line in changes] == [["--store"], [], ["--restore"]]
-    assert "ended by" in json.loads((tmp_path / "result.json").read_text())["errors"][0]
+    assert killed or "ended by" in json.loads((tmp_path / "result.json").read_text())["errors"][0]
 
 
 def test_the_same_sources_give_the_same_file(runner, tmp_path):

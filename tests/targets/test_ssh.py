@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -38,6 +39,14 @@ def test_measures_on_the_board(spec, tmp_path):
     assert reports["dense"].block_sizes == reports["again"].block_sizes
     assert reports["dense"].environment["engine"]["runtime"] == "onnxruntime"
     assert reports["dense"].environment["engine"]["precision"] == "fp32"
+
+
+def test_layers_are_profiled_on_the_board(spec, tmp_path):
+    path = make_case(spec, tmp_path).model_path
+    layers = find_target(spec).build(path).layer_times()
+    assert layers is not None
+    assert "fp32" in {layer.precision for layer in layers}
+    assert find_target(options(spec, command="sh -c 'echo 1' {model}")).build(path).layer_times() is None
 
 
 def options(spec, **changes):
@@ -123,6 +132,24 @@ def test_wrong_key(spec, tmp_path, sshd, new_key):
     bad = options(spec, config=sshd.write_config(IdentityFile=str(tmp_path / "other_key")))
     with pytest.raises(TargetError, match=r"^Host 'loopback' refuses the key of user '\w+' \(.*Permission denied"):
         find_target(bad).build(make_case(spec, tmp_path).model_path)
+
+
+def test_a_key_of_the_agent_is_enough(spec, tmp_path, sshd, monkeypatch):
+    socket = f"/tmp/dtp-agent-{os.getpid()}"  # a socket's path must be short
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        while not Path(socket).exists():
+            assert agent.poll() is None
+            time.sleep(0.01)
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        subprocess.run(["ssh-add", "-q", str(sshd.folder / "user_key")], check=True)
+        config = Path(sshd.write_config(IdentityFile="none", IdentitiesOnly="no"))
+        connection = Connection("loopback", config=str(config), folder=spec.options["folder"])
+        assert connection.run("echo hello").stdout == b"hello\n"
+        connection.close()
+    finally:
+        agent.terminate()
+        agent.wait()
 
 
 def test_unknown_host_key_names_the_line_that_adds_it(spec, tmp_path, sshd):

@@ -3,6 +3,7 @@
 import logging
 import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from dtp_deploy.testing.zoo import ZOO
 from dtp_deploy_targets import cuda
 from dtp_deploy_targets.prepare import Facts
 from dtp_deploy_targets.tensorrt_rtx import TensorRtRtxTarget
-from dtp_deploy_targets.trt_build import BuildSettings, build, check_precision
+from dtp_deploy_targets.trt_build import BuildSettings, _strongly_typed, build, check_precision
 
 TARGET = "dtp_deploy_targets.tensorrt_rtx:TensorRtRtxTarget"
 NO_GPU = cuda.problem()
@@ -99,7 +100,7 @@ def test_int8_comes_from_the_model(tmp_path):
     path = quantised(tmp_path / "quantised.onnx")
     assert built(path, "int8").info.precision == "int8"
     message = (
-        "Target 'tensorrt-rtx' with quantised.onnx: asked for fp32, but the engine spends 100 % of its time in int8. "
+        "Target 'tensorrt-rtx' with quantised.onnx: asked for fp32, but the engine has 100 % of its layers in int8. "
         "The engine is refused: its times would be those of another precision."
     )
     with pytest.raises(TargetError, match=f"^{re.escape(message)}$"):
@@ -111,7 +112,7 @@ def test_a_model_that_stayed_fp32_is_refused_as_fp16(model):
     import tensorrt_rtx
 
     facts = Facts((), False, (), ())
-    with pytest.raises(TargetError, match=r"^asked for fp16, but the engine spends 100 % of its time in fp32\."):
+    with pytest.raises(TargetError, match=r"^asked for fp16, but the engine has 100 % of its layers in fp32\."):
         build(tensorrt_rtx, model, facts, BuildSettings("fp16"), None)
 
 
@@ -190,14 +191,15 @@ def test_conforms(check, tmp_path):
 @gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2)])
 def test_agrees_with_onnx_runtime(model, precision, tolerance):
-    with built(model, precision).open() as session, find_target("cpu").build(model).open() as reference:
+    engine = built(model, precision)
+    with engine.open() as session, find_target("cpu").build(model).open() as reference:
         batches = random_inputs(session.inputs, 3)
 
         def outputs_of(runner):
             return lambda batch: list(runner.run(batch).values())
 
         assert compare(precision, outputs_of(reference), outputs_of(session), batches, tolerance).passed
-        assert session.layer_times_ms(batches[0])
+    assert engine.layer_times()
 
 
 @pytest.mark.parametrize(
@@ -247,14 +249,20 @@ def layer(dtype, count=64, kind="gemm", **more):
 
 def test_a_mixed_engine_names_all_that_it_computes_in():
     assert check_precision("fp16", [layer("Half"), layer("Half", 65), layer("Float")]) == "fp16+fp32"
-    with pytest.raises(TargetError, match=r"^asked for fp32, but the engine spends 67 % of its time in fp16"):
+    with pytest.raises(TargetError, match=r"^asked for fp32, but the engine has 67 % of its layers in fp16"):
         check_precision("fp32", [layer("Half"), layer("Half", 65), layer("Float")])
 
 
 def test_tf32_is_not_fp32():
     tactic = "sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize32x32x64"
-    with pytest.raises(TargetError, match=r"^asked for fp32, but the engine spends 100 % of its time in tf32"):
+    with pytest.raises(TargetError, match=r"^asked for fp32, but the engine has 100 % of its layers in tf32"):
         check_precision("fp32", [layer("Float", TacticName=tactic)])
+
+
+def test_a_version_without_weak_typing_needs_no_flag():
+    flags = SimpleNamespace(STRONGLY_TYPED=1)
+    assert _strongly_typed(SimpleNamespace(NetworkDefinitionCreationFlag=flags)) == 2
+    assert _strongly_typed(SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace())) == 0
 
 
 def test_an_engine_that_tells_nothing_is_refused():

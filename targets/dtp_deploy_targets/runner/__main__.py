@@ -82,7 +82,8 @@ def _measure(parsed: argparse.Namespace, root: Path) -> int:
             attempt = backend.measure(list(models), settings)
             for name in models:
                 blocks_ms = [[sample / 1e6 for sample in block] for block in attempt["blocks_ns"][name]]
-                result["models"][name].update(latencies_ms=blocks_ms, **attempt["details"][name])
+                found = {**attempt["details"][name], "layers": backend.layers(name)}
+                result["models"][name].update(latencies_ms=blocks_ms, **found)
             result.update({key: attempt[key] for key in ("system", "before", "after")}, settings=settings)
         except (RuntimeError, OSError, ValueError, KeyboardInterrupt) as error:
             result["errors"].append(str(error) or type(error).__name__)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEAST_TENSORRT = Version(10, 3)
+"""On a Jetson: the one of JetPack 6.1."""
+LEAST_ELSEWHERE = Version(10)
 
 _JETPACK = {
     "32.1": "4.2", "32.2.0": "4.2.1", "32.2.1": "4.2.2", "32.2.3": "4.2.3", "32.3.1": "4.3", "32.4.2": "4.4 DP",
@@ -157,7 +159,7 @@ def tensorrt_version(packages: dict[str, str]) -> str:
 
 
 def unsupported(board: Board, version: Version | None) -> str:
-    """Why a board cannot be used, or "" if it can: the models that are written here need TensorRT 10.3 or newer.
+    """Why a board cannot be used, or "" if it can: TensorRT 8 does not read the models that are written here.
 
     >>> unsupported(Board(is_jetson=True, trtexec="/x", jetpack="6.0", l4t="36.3.0"), Version(8, 6, 2))
     'has TensorRT 8.6.2 (JetPack 6.0); supported from TensorRT 10.3 (JetPack 6.1) on, because older versions do not \
@@ -167,6 +169,8 @@ read ONNX opset 18'
         return "has no trtexec in PATH, /usr/src/tensorrt/bin or /usr/bin; install it: sudo apt install nvidia-jetpack"
     if version is None:
         return f"has a trtexec ({board.trtexec}) that tells no version; supported from TensorRT 10.3 (JetPack 6.1) on"
+    if not board.is_jetson:
+        return "" if version >= LEAST_ELSEWHERE else f"has TensorRT {version}; supported from TensorRT 10 on"
     if version < LEAST_TENSORRT:
         return (
             f"has TensorRT {version} (JetPack {board.jetpack or 'unknown'}); supported from TensorRT 10.3 (JetPack "

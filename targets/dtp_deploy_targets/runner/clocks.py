@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dtp_deploy_targets.runner.processes import run
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ON_EXIT = "on-exit"
-"""A script in the runner's folder that restores the clocks. Who removes the folder runs it first, so that the clocks
-come back even if the runner is killed."""
+"""A script in the runner's folder that restores the clocks. The guard runs it if the runner is killed, and who removes
+the folder runs it first, so that they come back even if both are."""
+
+# A process of its own waits for ours to end, however it ends, and runs the script if that is still there.
+_GUARD = 'trap "" HUP INT TERM; cat > /dev/null; if [ -f "$1" ]; then exec sh "$1"; fi'
+_GUARD_S = 60
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -38,6 +43,7 @@ class LockedClocks:
     def __init__(self, folder: Path, keep: Path) -> None:
         self._store = keep / f"clocks-{os.getpid()}.store"
         self._script = folder / ON_EXIT
+        self._guard: subprocess.Popen[bytes] | None = None
         self._program = ["jetson_clocks"] if os.geteuid() == 0 else ["sudo", "-n", "jetson_clocks"]
 
     def __enter__(self) -> LockedClocks:
@@ -47,6 +53,13 @@ class LockedClocks:
             self._call(["--store", str(self._store)], "store")
             restore = " ".join(shlex.quote(word) for word in self._restore())
             self._script.write_text(f"{restore} && rm -f {shlex.quote(str(self._store))}\n")
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sh", str(self._script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             self._call([], "lock")
         except BaseException:  # an interrupt too: the clocks may be locked already
             self.restore()
@@ -63,11 +76,21 @@ class LockedClocks:
             RuntimeError: jetson_clocks failed; the script to restore them stays, and what they were.
         """
         with _signals_later():
-            if self._script.exists():
-                by_hand = f". What they were is kept; put them back with: {' '.join(self._restore())}"
-                self._call(["--restore", str(self._store)], "restore", by_hand)
-                self._script.unlink()
-            self._remove_store()
+            try:
+                if self._script.exists():
+                    by_hand = f". What they were is kept; put them back with: {' '.join(self._restore())}"
+                    self._call(["--restore", str(self._store)], "restore", by_hand)
+                    self._script.unlink()
+                self._remove_store()
+            finally:
+                self._dismiss_guard()
+
+    def _dismiss_guard(self) -> None:
+        """Let the guard end; if the script is still there, it tries once more."""
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._guard.wait(_GUARD_S)
 
     def _remove_store(self) -> None:
         if self._store.exists():

@@ -65,6 +65,9 @@ class CommandBackend:
         """Not possible: a benchmark command gives times, no outputs."""
         raise RuntimeError("a benchmark command gives no outputs; leave `command` out to run the model by ONNX Runtime")
 
+    def layers(self, name: str) -> None:
+        """Nothing is known of them."""
+
     def measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt: the models in turns, each turn one run of the command."""
         rounds = min(int(settings["blocks"]), ROUNDS)

@@ -23,9 +23,9 @@ def parse_times(text: str, version: Version, warm_up_ms: float) -> list[float]:
     records = json.loads(text)
     if not isinstance(records, list):
         raise ValueError("--exportTimes holds no list")
-    if version < (8, 5):
-        records = [record for record in records if record["startComputeMs"] >= warm_up_ms]
     try:
+        if version < (8, 5):
+            records = [record for record in records if record["startComputeMs"] >= warm_up_ms]
         times = [float(record["computeMs"]) for record in records]
     except (KeyError, TypeError) as error:
         raise ValueError("--exportTimes holds a record without computeMs: TensorRT 7 or older wrote it") from error
@@ -34,31 +34,43 @@ def parse_times(text: str, version: Version, warm_up_ms: float) -> list[float]:
     return times
 
 
-class LayerTime(NamedTuple):
-    """The time of one layer: its average over the profiled runs, and its share (0 to 1) of their sum."""
+class ProfiledLayer(NamedTuple):
+    """The time of one layer over the profiled runs; no median up to 8.3."""
 
     name: str
-    average_ms: float
-    share: float
+    mean_ms: float
+    median_ms: float | None = None
 
 
-def parse_profile(text: str) -> list[LayerTime]:
+def parse_profile(text: str) -> list[ProfiledLayer]:
     """The time of each layer, from ``--exportProfile``. Profiling slows a run: use the shares.
 
     trtexec writes names without escaping them, so a file that is no JSON is read line by line.
+
+    Raises:
+        ValueError: it is no such file, or holds no layer.
     """
-    rows = [(row["name"], float(row["averageMs"])) for row in _profile_rows(text)]
-    total = sum(average for _, average in rows) or 1.0
-    return [LayerTime(name, average, average / total) for name, average in rows]
+    try:
+        found = []
+        for row in _profile_rows(text):
+            median = row.get("medianMs")
+            found.append(ProfiledLayer(row["name"], float(row["averageMs"]), None if median is None else float(median)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("--exportProfile holds a record without averageMs") from error
+    if not found:
+        raise ValueError("--exportProfile holds no layer")
+    return found
 
 
 def _profile_rows(text: str) -> Iterator[dict[str, Any]]:
     try:
         records = json.loads(text)
     except ValueError:
+        number = r"\s*:\s*([\d.e+-]+)"
+        pattern = rf'"name"\s*:\s*"(.*)",\s*"timeMs".*?"averageMs"{number}(?:,\s*"medianMs"{number})?'
         records = [
-            {"name": name, "averageMs": average}
-            for name, average in re.findall(r'"name"\s*:\s*"(.*)",\s*"timeMs".*?"averageMs"\s*:\s*([\d.e+-]+)', text)
+            {"name": name, "averageMs": average, "medianMs": median or None}
+            for name, average, median in re.findall(pattern, text)
         ]
     return (record for record in records if "name" in record)
 

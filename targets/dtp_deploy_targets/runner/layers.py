@@ -6,10 +6,12 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtp_deploy_targets.runner.exports import LayerTime
+from dtp_deploy_targets.runner.profiling import layer as plain_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from dtp_deploy_targets.runner.exports import ProfiledLayer
 
 
 class Layer(NamedTuple):
@@ -120,7 +122,7 @@ def _parse_line(line: str) -> dict[str, Any]:
 
 
 def precision_shares(
-    layers: Iterable[Layer], profile: Sequence[LayerTime], on_dla: Sequence[str] = (), dla_precision: str = ""
+    layers: Iterable[Layer], profile: Sequence[ProfiledLayer], on_dla: Sequence[str] = (), dla_precision: str = ""
 ) -> dict[str, float]:
     """The share of the time that each precision takes, from 0 to 1, of the layers that do arithmetic on weights.
 
@@ -135,7 +137,7 @@ def precision_shares(
     """
     compute = [layer for layer in layers if layer.is_compute or layer.name in on_dla]
     counted = [layer for layer in compute if layer.has_weights or layer.name in on_dla] or compute
-    times = {time.name: time.average_ms for time in profile}
+    times = {time.name: time.mean_ms for time in profile}
     known = sum(times.get(layer.name, 0.0) for layer in counted)
     sums: dict[str, float] = {}
     for layer in counted:
@@ -145,25 +147,42 @@ def precision_shares(
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def gpu_fallback_share(on_dla: Sequence[str], on_gpu: Sequence[str], profile: Sequence[LayerTime]) -> float:
-    """The share of the work that was meant for the DLA and runs on the GPU, from 0 to 1.
+def timed_layers(
+    layers: Iterable[Layer], profile: Sequence[ProfiledLayer], on_dla: Sequence[str] = (), dla_precision: str = ""
+) -> list[dict[str, Any]]:
+    """The layers that were profiled, each with its precision where the engine tells it, in plain values.
+
+    The arguments are those of `precision_shares`.
+    """
+    precisions = {**{layer.name: layer.precision for layer in layers}, **dict.fromkeys(on_dla, dla_precision)}
+    return [plain_layer(time.name, time.mean_ms, time.median_ms, precisions.get(time.name, "")) for time in profile]
+
+
+def gpu_fallback_share(on_dla: Sequence[str], on_gpu: Sequence[str], profile: Sequence[ProfiledLayer]) -> float | None:
+    """The share of the work that was meant for the DLA and runs on the GPU, from 0 to 1; None if nothing tells.
 
     By time where the profile knows the layers that the DLA runs, else by their number.
 
     >>> gpu_fallback_share(["a"], ["b", "c"], [])
     0.6666666666666666
-    >>> gpu_fallback_share(["a"], ["b"], [LayerTime("a", 3.0, 0.75), LayerTime("b", 1.0, 0.25)])
+    >>> from dtp_deploy_targets.runner.exports import ProfiledLayer
+    >>> gpu_fallback_share(["a"], ["b"], [ProfiledLayer("a", 3.0), ProfiledLayer("b", 1.0)])
     0.25
     """
-    known = sum(time.average_ms for time in profile if time.name in on_dla)
-    total = sum(time.average_ms for time in profile)
+    known = sum(time.mean_ms for time in profile if time.name in on_dla)
+    total = sum(time.mean_ms for time in profile)
     if known and total:
         return 1 - known / total
-    return len(on_gpu) / max(1, len(on_gpu) + len(on_dla))
+    return len(on_gpu) / (len(on_gpu) + len(on_dla)) if on_gpu or on_dla else None
 
 
-def precision_fault(asked: str, shares: Mapping[str, float]) -> str:
-    """Why an engine is not what was asked for, or "" if most of its time is spent in the precision asked for.
+def precision_fault(asked: str, shares: Mapping[str, float], of: str = "time") -> str:
+    """Why an engine is not what was asked for, or "" if the largest share is of the precision asked for.
+
+    Args:
+        asked: the precision.
+        shares: from `precision_shares`.
+        of: what they are shares of: "time", or "layers" where nothing was profiled.
 
     >>> precision_fault("fp16", {"fp32": 0.9, "fp16": 0.1})
     'asked for fp16, but the engine spends 90 % of its time in fp32 and 10 % in fp16'
@@ -175,4 +194,5 @@ def precision_fault(asked: str, shares: Mapping[str, float]) -> str:
     if max(shares, key=lambda name: shares[name]) == asked:
         return ""
     told = " and ".join(f"{round(100 * share)} % in {name}" for name, share in shares.items())
-    return f"asked for {asked}, but the engine spends {told.replace(' % in', ' % of its time in', 1)}"
+    verb = {"time": "spends", "layers": "has"}[of]
+    return f"asked for {asked}, but the engine {verb} {told.replace(' % in', f' % of its {of} in', 1)}"

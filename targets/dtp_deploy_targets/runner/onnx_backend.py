@@ -13,10 +13,11 @@ import numpy as np
 from dtp_deploy.profile.environment import cpu_model, snapshot, system_info
 from dtp_deploy.profile.sampling import block_sizes, interleave, warm_up
 from dtp_deploy.profile.settings import MeasureSettings
+from dtp_deploy_targets.runner.profiling import layers_of_runs, profiled_runs
 from dtp_deploy_targets.runner.wire import Blob
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnxruntime
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _FATAL_ONLY = 4  # errors reach us as exceptions; the runtime's own log would only repeat them
 SPINNING = "session.intra_op.allow_spinning"
 _PRECISIONS = {"float": "fp32", "double": "fp64", "float16": "fp16", "bfloat16": "bf16"}
+_KERNEL = "_kernel_time"
 _COMPUTE = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU")
 
 
@@ -48,14 +50,40 @@ def load_session(model_path: Path, threads: int, profile_prefix: Path | None = N
 
 def executed_precision(model_path: Path, threads: int, inputs: Mapping[str, Any]) -> str:
     """The precision of the kernels that ran: the runtime computes a float16 graph in float32, and says so only here."""
-    with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
-        runtime = load_session(model_path, threads, Path(folder) / "profile")
-        runtime.run(None, inputs)
-        events = json.loads(Path(runtime.end_profiling()).read_text())
+    events = _profile(model_path, threads, lambda session: session.run(None, inputs))
     nodes = [event["args"] for event in events if event.get("cat") == "Node" and event["args"].get("input_type_shape")]
     compute = [node for node in nodes if any(kind in node["op_name"] for kind in _COMPUTE)] or nodes
-    found = {node_precision([next(iter(entry)) for entry in node["input_type_shape"]]) for node in compute}
-    return "+".join(sorted(found)) or "none"
+    return "+".join(sorted({_precision_of(node) for node in compute})) or "none"
+
+
+def layer_times(model_path: Path, threads: int, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The time of each kernel by the runtime's profiler, in a session of its own."""
+    events = _profile(model_path, threads, lambda session: profiled_runs(lambda: session.run(None, inputs)))
+    runs: list[dict[tuple[str, str], float]] = [{}]
+    precisions: dict[tuple[str, str], str] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            key = (event["name"][: -len(_KERNEL)], event["args"].get("node_index", ""))
+            runs[-1][key] = runs[-1].get(key, 0.0) + event["dur"] / 1e3
+            precisions[key] = _precision_of(event["args"]) if event["args"].get("input_type_shape") else ""
+        elif event["name"] == "model_run":  # comes after the kernels of its run
+            runs.append({})
+    return layers_of_runs(runs[:-1], lambda key: key[0], precisions.__getitem__)
+
+
+def _profile(
+    model_path: Path, threads: int, use: Callable[[onnxruntime.InferenceSession], object]
+) -> list[dict[str, Any]]:
+    """What the runtime's profiler writes down of the runs that `use` makes."""
+    with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
+        session = load_session(model_path, threads, Path(folder) / "profile")
+        use(session)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
+
+
+def _precision_of(node: Mapping[str, Any]) -> str:
+    return node_precision([next(iter(entry)) for entry in node["input_type_shape"]])
 
 
 def node_precision(input_types: Sequence[str]) -> str:
@@ -91,6 +119,7 @@ class OnnxBackend:
         self._threads = threads
         self._sessions: dict[str, Any] = {}
         self._samples: dict[str, dict[str, Any]] = {}
+        self._paths: dict[str, Path] = {}
 
     def build(self, name: str, onnx: Path, samples: Mapping[str, Blob]) -> dict[str, Any]:
         """Load a model and run it once on `samples`."""
@@ -99,7 +128,7 @@ class OnnxBackend:
         session = load_session(onnx, self._threads)
         self._samples[name] = to_arrays(samples)
         session.run(None, self._samples[name])
-        self._sessions[name] = session
+        self._sessions[name], self._paths[name] = session, onnx
         return {
             "runtime": "onnxruntime",
             "runtime_version": onnxruntime.__version__,
@@ -119,6 +148,10 @@ class OnnxBackend:
         names = [output.name for output in session.get_outputs()]
         values = session.run(names, to_arrays(blobs))
         return to_blobs({names[index]: value for index, value in enumerate(values)})
+
+    def layers(self, name: str) -> list[dict[str, Any]]:
+        """The time of each kernel, in a session of its own."""
+        return layer_times(self._paths[name], self._threads, self._samples[name])
 
     def measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt, as `dtp_deploy.profile` makes it on the host: warmed up, in turns, every sample kept."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal may come while its own thread holds it
 _running: set[int] = set()
 
 

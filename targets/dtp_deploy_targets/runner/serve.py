@@ -1,7 +1,7 @@
 """The runner at the far end of a pipe: answers a host's requests, one after the other, until the pipe breaks.
 
-Requests: ``start`` (which backend, with which options; first), ``build``, ``run``, ``measure``. Each is answered with
-``{"ok": true, ...}`` or ``{"ok": false, "error": "one line"}``.
+Requests: ``start`` (which backend, with which options; first), ``build``, ``run``, ``measure``, ``layers``. Each is
+answered with ``{"ok": true, ...}`` or ``{"ok": false, "error": "one line"}``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Backend(Protocol):
 
     def run(self, name: str, blobs: Mapping[str, Blob]) -> list[Blob]:
         """Run a model once."""
+
+    def layers(self, name: str) -> list[dict[str, Any]] | None:
+        """The time of each layer, as `LayerTime` has it; None where the runtime does not tell."""
 
     def measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt at measuring, the models in turns; as `Attempt` has it."""
@@ -99,7 +102,8 @@ class Server:
         header = request.header
         if header["command"] == "start":
             self._start(header)
-            return {"ok": True, "board": detect(self._root)._asdict()}, []
+            version = str(getattr(self._backend, "version", ""))
+            return {"ok": True, "board": detect(self._root)._asdict(), "runtime_version": version}, []
         backend = self._backend
         if backend is None:
             raise RuntimeError("the runner was not started")
@@ -107,6 +111,8 @@ class Server:
             return {"ok": True, "info": backend.build(header["model"], Path(header["path"]), request.blobs)}, []
         if header["command"] == "run":
             return {"ok": True}, backend.run(header["model"], request.blobs)
+        if header["command"] == "layers":
+            return {"ok": True, "layers": backend.layers(header["model"])}, []
         if header["command"] == "measure":
             return {"ok": True, "attempt": backend.measure(header["models"], header["settings"])}, []
         raise RuntimeError(f"the runner knows no command {header['command']!r}")

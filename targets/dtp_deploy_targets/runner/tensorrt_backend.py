@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dtp_deploy_targets.runner import telemetry, trtexec
 from dtp_deploy_targets.runner.board import Board, detect, unsupported
 from dtp_deploy_targets.runner.clocks import LockedClocks
-from dtp_deploy_targets.runner.exports import LayerTime, parse_outputs, parse_profile, parse_times
+from dtp_deploy_targets.runner.exports import parse_outputs, parse_profile, parse_times
 from dtp_deploy_targets.runner.failures import explain_failure
-from dtp_deploy_targets.runner.layers import gpu_fallback_share, parse_layers, precision_fault, precision_shares
+from dtp_deploy_targets.runner.layers import (
+    gpu_fallback_share,
+    parse_layers,
+    precision_fault,
+    precision_shares,
+    timed_layers,
+)
 from dtp_deploy_targets.runner.processes import Done, run
 from dtp_deploy_targets.runner.wire import Blob
 
@@ -59,7 +65,7 @@ class BuiltEngine(NamedTuple):
 
     path: Path
     info: dict[str, Any]
-    layers: list[LayerTime]
+    layers: list[dict[str, Any]]
 
 
 class TensorRtBackend:
@@ -94,6 +100,11 @@ class TensorRtBackend:
         Raises:
             RuntimeError: trtexec refuses the model, or the engine is not of the precision that was asked for.
         """
+        if self._options.precision == "int8" and b"QuantizeLinear" not in onnx.read_bytes():
+            # trtexec would invent the ranges: fast, and wrong.
+            raise RuntimeError(
+                f"int8 is asked for, but {onnx.name} has no quantize nodes: quantize the model first, or ask for fp16"
+            )
         folder = Path(self._options.cache).expanduser() / "engines"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (self._key(onnx) + ".engine")
@@ -108,21 +119,16 @@ class TensorRtBackend:
 
     def _key(self, onnx: Path) -> str:
         board, options = self.board, self._options
-        parts = (
-            board.module, board.soc, board.l4t, str(self.version), options.precision, str(options.dla), options.gpu,
-            "sparse where the weights are",
-        )  # fmt: skip
+        # The command without its paths holds every option, so one that is added later makes other engines.
+        command = self._build_command("", "", "")
+        parts = (board.module, board.soc, board.l4t, str(self.version), options.gpu, *command[1:])
         digest = hashlib.sha256("\n".join(parts).encode() + onnx.read_bytes()).hexdigest()
         return f"{digest[:24]}-{options.precision}"
 
     def _build(self, onnx: Path, path: Path) -> str:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         timing_cache = path.parent / f"timing-{self.version}-{self._gpu_slug()}.cache"
-        # It takes effect only where the weights are 2:4, which the builder sees for itself.
-        command = trtexec.build_command(
-            self.board.trtexec, self.version, str(onnx), str(partial), self._options.precision,
-            timing_cache=str(timing_cache), dla_core=self._options.dla, sparsity=True,
-        )  # fmt: skip
+        command = self._build_command(str(onnx), str(partial), str(timing_cache))
         try:
             done = self._call([*command, *self._device_flags], self._options.build_timeout_s)
             partial.replace(path)
@@ -130,6 +136,13 @@ class TensorRtBackend:
             if partial.exists():
                 partial.unlink()
         return f"{done.stdout}\n{done.stderr}"
+
+    def _build_command(self, onnx: str, engine: str, timing_cache: str) -> list[str]:
+        # Sparse kernels are taken only where the weights are 2:4, which the builder sees for itself.
+        return trtexec.build_command(
+            self.board.trtexec, self.version, onnx, engine, self._options.precision,
+            timing_cache=timing_cache, dla_core=self._options.dla, sparsity=True,
+        )  # fmt: skip
 
     def _inspect(self, path: Path, build_log: str, seconds: float) -> BuiltEngine:
         profile, layers = self._folder / "profile.json", self._folder / "layers.json"
@@ -140,7 +153,8 @@ class TensorRtBackend:
         times = parse_profile(profile.read_text())
         placement = trtexec.parse_placement(build_log)
         on_dla = "int8" if self._options.precision == "int8" else "fp16"
-        shares = precision_shares(parse_layers(layers.read_text()), times, placement.dla, on_dla)
+        inspected = parse_layers(layers.read_text())
+        shares = precision_shares(inspected, times, placement.dla, on_dla)
         if fault := precision_fault(self._options.precision, shares):
             raise RuntimeError(fault + (_TYPED_HINT if self.version >= (11,) else ""))
         info: dict[str, Any] = {
@@ -165,8 +179,8 @@ class TensorRtBackend:
         if self._options.dla >= 0:
             share = gpu_fallback_share(placement.dla, placement.gpu, times)
             info["options"].update(dla_layers=len(placement.dla), gpu_layers=len(placement.gpu))
-            info["options"]["fell_back_to_gpu_share"] = share
-        return BuiltEngine(path, info, times)
+            info["options"]["fell_back_to_gpu_share"] = "unknown" if share is None else share
+        return BuiltEngine(path, info, timed_layers(inspected, times, placement.dla, on_dla))
 
     def _device(self) -> str:
         details = [self.board.module_name, self.board.l4t and f"L4T {self.board.l4t}"]
@@ -198,6 +212,10 @@ class TensorRtBackend:
             Blob(output, "float64", tuple(shape), array.array("d", values).tobytes())
             for output, (shape, values) in parse_outputs(outputs.read_text()).items()
         ]
+
+    def layers(self, name: str) -> list[dict[str, Any]]:
+        """The time of each layer, found when the engine was inspected."""
+        return self._engines[name].layers
 
     def measure(self, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt: the engines in turns, each turn one run of trtexec.
@@ -246,7 +264,6 @@ class TensorRtBackend:
             "details": {
                 name: {
                     "command": commands[name],
-                    "layers": [layer._asdict() for layer in self._engines[name].layers],
                     "warnings": _distinct(
                         [warning for summary in summaries[name] for warning in summary.warnings] + faults[name]
                     ),

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PRECISIONS = ("fp32", "fp16", "int8")
+STRONGLY_TYPED_FROM = (11,)
+"""The version from which on the types of the ONNX tensors decide, and there is no option for the precision."""
 
 # They mean the same from 8.0 to 11.1: below 11 they turn on what is off by default, from 11 on they are accepted and
 # change nothing. Without the last one, 8.6 to 10.16 write neither a summary nor the times when they profile.
@@ -93,7 +95,6 @@ def build_command(
     timing_cache: str = "",
     dla_core: int = -1,
     sparsity: bool = False,
-    strongly_typed: bool = False,
 ) -> list[str]:
     """The command that builds an engine and does not run it.
 
@@ -107,7 +108,6 @@ def build_command(
         timing_cache: a file that keeps the timings of kernels, so that building again is faster and gives the same.
         dla_core: the DLA to use, with the GPU for what it cannot do; -1 for none.
         sparsity: use 2:4 kernels where the weights are 2:4.
-        strongly_typed: 9.0 to 10.x: let the ONNX types decide, as 11 does.
     """
     command = [program, f"--onnx={onnx}", f"--saveEngine={engine}", "--noTF32"]
     if version >= (8, 2):
@@ -116,11 +116,8 @@ def build_command(
         command.append(f"--timingCacheFile={timing_cache}")
     if version < (8, 4):
         command.append(f"--workspace={WORKSPACE_MIB_BELOW_8_4}")
-    if version < (11,):
-        if strongly_typed and version >= (9,):
-            command.append("--stronglyTyped")
-        else:
-            command += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
+    if version < STRONGLY_TYPED_FROM:
+        command += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
     if dla_core >= 0:
         command += [f"--useDLACore={dla_core}", "--allowGPUFallback"]
     if sparsity:

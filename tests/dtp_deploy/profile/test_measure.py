@@ -55,6 +55,16 @@ def test_measures_onnx_models_in_turns(tmp_path):
     assert environment["attempts"] == [{"p50_ms": dense.p50_ms, "stable": dense.stable}]
 
 
+def test_layers_are_profiled_only_when_asked(tmp_path, model):
+    write_small_model(tmp_path / "small.onnx", width=4)
+    spec = TargetSpec("cpu", {"threads": 1})
+    assert measure({"a": tmp_path / "small.onnx"}, spec, QUICK)["a"].layer_times is None
+    layers = measure({"a": tmp_path / "small.onnx"}, spec, replace(QUICK, layers=True))["a"].layer_times
+    assert layers
+    assert all(layer.mean_ms >= 0 and layer.name for layer in layers)
+    assert measure({"a": model}, faulty("Works"), replace(QUICK, layers=True))["a"].layer_times is None
+
+
 def test_report_tells_neither_host_nor_home(model):
     text = json.dumps(measure({"a": model}, faulty("Works"), QUICK)["a"].environment)
     assert os.uname().nodename not in text

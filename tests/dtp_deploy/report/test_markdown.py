@@ -110,3 +110,17 @@ def test_a_table_survives_any_text() -> None:
     group = {"name": "a\nb", "width_before": 1, "width_after": 1, "frozen_because": "x | y\n| z"}
 
     assert "| a b | 1 | 1 | x \\| y \\| z |" in render_markdown(report_with(groups=[group])).splitlines()
+
+
+def test_the_ten_slowest_layers_are_shown() -> None:
+    layers = [{"name": f"l{ms}", "mean_ms": ms, "median_ms": None, "precision": "fp16"} for ms in range(1, 13)]
+    pruned = SAMPLE["pruned"] | {"latency": SAMPLE["pruned"]["latency"] | {"layer_times": layers}}
+    text = render_markdown(report_with(pruned=pruned))
+    assert "The 10 slowest of 12, by the runtime's profiler." in text
+    assert "| l12 | 15.4% | 12 ms | - | fp16 |" in text
+    assert "| l3 |" in text
+    assert "| l2 |" not in text
+    pruned["latency"]["layer_times"] = layers[:2]
+    assert "All 2, by the runtime's profiler." in render_markdown(report_with(pruned=pruned))
+    pruned["latency"]["layer_times"] = None
+    assert "## Times" not in render_markdown(report_with(pruned=pruned))

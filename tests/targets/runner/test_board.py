@@ -90,5 +90,11 @@ def test_supported_from_10_3_on(version, refused):
     assert "TensorRT 10.3 (JetPack 6.1)" in fault or not refused
 
 
+def test_elsewhere_than_on_a_jetson_it_is_10():
+    elsewhere = board.Board(trtexec="/x")
+    assert board.unsupported(elsewhere, Version(10, 0, 1)) == ""
+    assert board.unsupported(elsewhere, Version(8, 6)) == "has TensorRT 8.6.0; supported from TensorRT 10 on"
+
+
 def test_unknown_version_is_refused():
     assert "tells no version" in board.unsupported(board.Board(trtexec="/trtexec"), None)

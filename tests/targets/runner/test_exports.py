@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dtp_deploy_targets.runner.exports import parse_outputs, parse_profile, parse_times
+from dtp_deploy_targets.runner.exports import ProfiledLayer, parse_outputs, parse_profile, parse_times
 from dtp_deploy_targets.runner.trtexec import Version
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -20,6 +20,7 @@ def test_times_of_old_versions_hold_the_warm_up():
     [
         ("[]", "holds no query"),
         ("{}", "holds no list"),
+        ("[3]", "without computeMs"),
         ('[{"startInMs": 1, "latencyMs": 2}]', "without computeMs: TensorRT 7 or older wrote it"),
     ],
 )
@@ -28,18 +29,39 @@ def test_times_that_cannot_be_used(text, message):
         parse_times(text, Version(10, 3), 200)
 
 
+def test_times_of_an_old_version_without_their_start():
+    with pytest.raises(ValueError, match="without computeMs"):
+        parse_times('[{"computeMs": 1}]', Version(8, 4), 200)
+
+
 def test_profile():
     layers = parse_profile(PROFILE)
     assert layers[1].name == "Conv_0 + Relu_1"
-    assert layers[1].average_ms == 0.111616
-    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert layers[1] == ProfiledLayer("Conv_0 + Relu_1", 0.111616, 0.111616)
+    before_8_4 = '[{"count": 2}, {"name": "a", "timeMs": 2, "averageMs": 1, "percentage": 100}]'
+    assert parse_profile(before_8_4) == [ProfiledLayer("a", 1.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "holds no layer"),
+        ("no JSON", "holds no layer"),
+        ("[3]", "without averageMs"),
+        ('[{"name": "a", "timeMs": 1}]', "without averageMs"),
+        ('[{"name": "a", "averageMs": "much"}]', "could not convert"),
+    ],
+)
+def test_a_profile_that_cannot_be_used(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_profile(text)
 
 
 def test_profile_with_names_that_break_the_json():
     broken = PROFILE.replace("MaxPool_2", 'Max"Pool\\2')
-    names = [layer.name for layer in parse_profile(broken)]
-    assert 'Max"Pool\\2' in names
-    assert len(names) == len(parse_profile(PROFILE))
+    found = {layer.name: layer[1:] for layer in parse_profile(broken)}
+    assert found['Max"Pool\\2'] == {layer.name: layer[1:] for layer in parse_profile(PROFILE)}["MaxPool_2"]
+    assert len(found) == len(parse_profile(PROFILE))
 
 
 def test_outputs():

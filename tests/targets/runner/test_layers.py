@@ -3,8 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from dtp_deploy_targets.runner.exports import LayerTime, parse_profile
-from dtp_deploy_targets.runner.layers import parse_layers, precision_fault, precision_shares
+from dtp_deploy_targets.runner.exports import ProfiledLayer, parse_profile
+from dtp_deploy_targets.runner.layers import (
+    gpu_fallback_share,
+    parse_layers,
+    precision_fault,
+    precision_shares,
+    timed_layers,
+)
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -74,13 +80,35 @@ def test_shares_are_by_time():
     profile = parse_profile((SAMPLES / "profile-8.4.json").read_text())
     assert precision_shares(found, profile) == {"fp16": pytest.approx(1)}
     mixed = [found[1], found[3]._replace(precision="fp32")]
-    times = [LayerTime(found[1].name, 3.0, 0.75), LayerTime(found[3].name, 1.0, 0.25)]
+    times = [ProfiledLayer(found[1].name, 3.0), ProfiledLayer(found[3].name, 1.0)]
     assert precision_shares(mixed, times) == {"fp16": 0.75, "fp32": 0.25}
+
+
+def test_every_layer_has_its_time_and_its_precision():
+    profile = parse_profile((SAMPLES / "profile-8.4.json").read_text())
+    timed = timed_layers(layers("layerinfo-detailed-8.4-fp16.json"), profile)
+    assert len(timed) == len(profile)
+    by_name = {layer["name"]: layer for layer in timed}
+    convolution = by_name["Conv_0 + Relu_1"]
+    assert (convolution["mean_ms"], convolution["median_ms"], convolution["precision"]) == (0.111616, 0.111616, "fp16")
+    assert by_name["Reformatting CopyNode for Input Tensor 0 to Conv_0 + Relu_1"]["precision"] == ""
+    on_dla = timed_layers([], [ProfiledLayer("{ForeignNode[a]}", 1.0)], ["{ForeignNode[a]}"], "int8")
+    assert on_dla == [{"name": "{ForeignNode[a]}", "mean_ms": 1.0, "median_ms": None, "precision": "int8"}]
 
 
 def test_layers_of_the_dla_count_as_what_was_asked():
     (layer,) = parse_layers('["{ForeignNode[Conv_0...Relu_7]}"]')
     assert precision_shares([layer], [], [layer.name], "fp16") == {"fp16": 1.0}
+
+
+def test_layers_that_were_not_timed_are_counted():
+    fault = precision_fault("fp16", {"fp32": 0.75, "fp16": 0.25}, "layers")
+    assert fault == "asked for fp16, but the engine has 75 % of its layers in fp32 and 25 % in fp16"
+
+
+def test_a_share_that_nothing_tells_is_not_zero():
+    assert gpu_fallback_share([], [], [ProfiledLayer("a", 1.0)]) is None
+    assert gpu_fallback_share([], ["a"], [ProfiledLayer("a", 1.0)]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_build_only_by_version(version):
     ("precision", "wanted"), [("fp32", set()), ("fp16", {"--fp16"}), ("int8", {"--int8", "--fp16"})]
 )
 def test_precision_flags_end_with_11(version, precision, wanted):
-    found = {"--fp16", "--int8", "--stronglyTyped"} & build(version, precision).keys()
+    found = {"--fp16", "--int8"} & build(version, precision).keys()
     assert found == (set() if version >= (11,) else wanted)
 
 
@@ -77,9 +77,6 @@ def test_other_build_options():
     command = build(Version(10, 3), dla_core=1, sparsity=True, timing_cache="c")
     assert command["--useDLACore"] == "1"
     assert {"--allowGPUFallback", "--sparsity", "--timingCacheFile"} <= command.keys()
-    assert "--stronglyTyped" in build(Version(10, 3), strongly_typed=True)
-    assert "--fp16" not in build(Version(10, 3), strongly_typed=True)
-    assert "--stronglyTyped" not in build(Version(8, 6), strongly_typed=True)
 
 
 def test_layers_are_inspected_where_that_exists():
