@@ -101,6 +101,20 @@ class CompressConfig(BaseModel):
     input: Texts = _key(
         "Model", (), "An input, batch first: [name:]1x3x224x224[:type]. Once for each.", "INPUT", ["1x3x224x224"]
     )
+    keep: Texts = _key(
+        "Model",
+        (),
+        "A layer that keeps all its channels, or a pattern of such layers. Once for each.",
+        "PATTERN",
+        ["stem*"],
+    )
+    only: Texts = _key(
+        "Model",
+        (),
+        "The only layers that may lose channels, as names or patterns. Once for each.",
+        "PATTERN",
+        ["stages.2.*"],
+    )
 
     data: str | None = _key(
         "Data",
@@ -158,6 +172,11 @@ class CompressConfig(BaseModel):
     augment: Literal["none", "shift", "shift-flip"] = _key("Training", "none", "What training images go through.")
     distill: bool = _key("Training", True, "Learn from the dense model's outputs too.")
     solver: Literal["exact", "sinkhorn-1"] = _key("Training", "exact", "Transport solver of the masks.")
+    scores: Literal["l2", "bn", "taylor", "uniform"] = _key(
+        "Training",
+        "l2",
+        "What the masks' scores start from: weights, BatchNorm's scales, the loss's slope, or nothing.",
+    )
     round_to: int = _key("Training", 1, "Make widths multiples of this, or leave them as they are.", "N", ge=1)
     seed: int = _key("Training", 0, "Seed of everything random.", "N", ge=0)
     device: str | None = _key(

@@ -19,6 +19,7 @@ from dtp_deploy.latency import close_loop, explain_deviations
 from dtp_deploy.limits import Limits
 from dtp_deploy.profile.measure import LatencyReport
 from dtp_deploy.prune import ChannelMasks, MaskSettings, PruningPlan, WeightLayers, WeightMasks
+from dtp_deploy.prune.importance import Losses
 from dtp_deploy.ranks import by_first
 from dtp_deploy.report.table import size
 
@@ -60,10 +61,11 @@ class ChannelPruning(Pruning):
         groups: proven.
         limits: of the run.
         predicted: whether latency is.
+        losses: what scores by "taylor" start from.
     """
 
-    def __init__(self, groups: Groups, limits: Limits, predicted: bool) -> None:
-        self.groups, self.limits, self.predicted = groups, limits, predicted
+    def __init__(self, groups: Groups, limits: Limits, predicted: bool, losses: Losses) -> None:
+        self.groups, self.limits, self.predicted, self.losses = groups, limits, predicted, losses
         self.notes = limits.notes
 
     def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> ChannelMasks:
@@ -78,6 +80,7 @@ class ChannelPruning(Pruning):
             cost=limits.cost,
             limit=limits.limit,
             preferred=limits.preferred,
+            losses=self.losses,
         )
 
     def harden(self, masks: ChannelMasks) -> tuple[PruningPlan, list[str]]:

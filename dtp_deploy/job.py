@@ -14,6 +14,7 @@ from dtp_deploy.artefact import load_pruned, read_plan
 from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.config import CompressConfig
 from dtp_deploy.errors import BudgetError, InputError, UsageError
+from dtp_deploy.graph import find_groups
 from dtp_deploy.latency.timing import can_measure
 from dtp_deploy.loading import (
     CheckpointInfo,
@@ -43,6 +44,7 @@ from dtp_deploy.reach import why_not_predicted
 from dtp_deploy.report import Report
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings
+from dtp_deploy.train.losses import check_scores
 
 Ask = Callable[[CheckpointInfo], bool]
 """Shows a person what a file would import, and asks whether to trust it."""
@@ -175,7 +177,9 @@ def resolve(order: Order) -> Job:
         augment=config.augment,
         seed=config.seed,
         granularity=config.granularity,
-        masks=MaskSettings(solver=config.solver, round_to=config.round_to),
+        masks=MaskSettings(solver=config.solver, scores=config.scores, round_to=config.round_to),
+        keep=config.keep,
+        only=config.only,
     )
     given = tuple(parse_input(text) for text in config.input)
     loaded, pruned_by = _load(order)
@@ -207,6 +211,7 @@ def resolve(order: Order) -> Job:
     _check_types(specs, config)
     inputs = example_inputs(model, specs, config.seed)
     task = _task(config, data)
+    check_scores(settings, task, data)
     job = Job(order, loaded, model, pruned_by, data, task, specs, inputs, settings, tuple(notes))
     return _with_default_budget(job) if order.budget_is_default else job
 
@@ -217,9 +222,9 @@ def _with_default_budget(job: Job) -> Job:
     (budget,) = order.budgets
     reason = None
     if budget.kind == "latency" and not can_measure(order.target):
-        reason = why_not_predicted(
-            job.model.eval(), job.inputs, order.target, budget, settings.masks.round_to, job.finish
-        )
+        model = job.model.eval()
+        groups = find_groups(model, job.inputs, keep=settings.keep, only=settings.only)
+        reason = why_not_predicted(model, groups, order.target, budget, settings.masks.round_to, job.finish)
     if reason is not None:
         budget = order.config.budget("macs", HALF)
         reason = f" --latency {HALF} would have come first: {reason}"

@@ -59,6 +59,7 @@ from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 from dtp_deploy.train.logs import RunLog
 from dtp_deploy.train.loop import check_model
+from dtp_deploy.train.losses import check_scores, losses_on
 from dtp_deploy.train.sharding import ShardedStream
 
 _FINAL_ATTEMPTS = 3
@@ -146,6 +147,7 @@ def compress(
     if not found.predicts:
         found.require_available()
     task = task if task is not None else CLASSIFICATION if data.labelled else UNLABELLED
+    check_scores(settings, task, data)
     examples = inputs if inputs is not None else _examples(data, input_shape)
     with joined(), ExitStack() as stack:
         folder = by_first(lambda: stack.enter_context(open_artefact(Path(out), force, resume)))
@@ -255,8 +257,9 @@ class _Run:
         """What may be pruned."""
         settings = self.settings
         if settings.granularity != "channels":
-            return find_weights(dense, self.inputs, settings.granularity)
-        return prove(dense, find_groups(dense, self.inputs), seed=settings.seed, progress=self.progress)
+            return find_weights(dense, self.inputs, settings.granularity, keep=settings.keep, only=settings.only)
+        groups = find_groups(dense, self.inputs, keep=settings.keep, only=settings.only)
+        return prove(dense, groups, seed=settings.seed, progress=self.progress)
 
     def _pruning(
         self, dense: nn.Module, found: Groups | WeightLayers, scratch: Path, saved: dict[str, Any] | None
@@ -276,7 +279,8 @@ class _Run:
             self.progress,
         )
         limits = self._limits(bench, saved["limits"] if saved else None)
-        return ChannelPruning(found, limits, predicted=not can_measure(self.target))
+        losses = losses_on(self.data, self.task, self.settings)
+        return ChannelPruning(found, limits, predicted=not can_measure(self.target), losses=losses)
 
     def _limits(self, bench: Workbench, decided: Sequence[Mapping[str, Any]] | None) -> Limits:
         """The limits; what must be measured for them is measured by one process."""

@@ -13,9 +13,8 @@ from torch import nn
 from dtp_deploy.budget import UNITS, Budget, BudgetKind
 from dtp_deploy.errors import TargetError
 from dtp_deploy.export.onnx import export_onnx
-from dtp_deploy.graph import Groups, find_groups
+from dtp_deploy.graph import Groups
 from dtp_deploy.latency.timing import is_predicted, time_models
-from dtp_deploy.modules import Inputs
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.prune import PruningPlan, make_plan, remove_channels
 from dtp_deploy.prune.choice import allowed_widths
@@ -69,7 +68,7 @@ def latency_reach(files: Mapping[str, Path], target: TargetSpec, budget: Budget)
 
 def why_not_predicted(
     model: nn.Module,
-    inputs: Inputs,
+    groups: Groups,
     target: TargetSpec,
     budget: Budget,
     round_to: int = 1,
@@ -79,17 +78,17 @@ def why_not_predicted(
 
     Args:
         model: the dense one.
-        inputs: an example.
+        groups: its channel groups.
         target: one that predicts.
         budget: of kind "latency".
         round_to: widths are multiples of it.
         finish: what is done to a network before it is exported.
     """
-    small = remove_channels(model, smallest_plan(model, find_groups(model, inputs), round_to))
+    small = remove_channels(model, smallest_plan(model, groups, round_to))
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("dense", "smallest")}
         for path, network in zip(files.values(), (copy.deepcopy(model), small), strict=True):
-            export_onnx(finish(network).eval(), inputs, path)
+            export_onnx(finish(network).eval(), groups.inputs, path)
         try:
             reach = latency_reach(files, target, budget)
         except TargetError as error:

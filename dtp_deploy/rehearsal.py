@@ -117,7 +117,8 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     if job.settings.granularity != "channels":
         return _rehearse_weights(job, model)
     with progress.task("groups"):
-        groups = prove(model, find_groups(model, job.inputs), seed=job.settings.seed, progress=progress)
+        found = find_groups(model, job.inputs, keep=job.settings.keep, only=job.settings.only)
+        groups = prove(model, found, seed=job.settings.seed, progress=progress)
     with progress.task("budget"), tempfile.TemporaryDirectory() as folder:
         reach, unknown = _reach(job, groups, Path(folder))
     notes = [f"What a latency budget can reach is not known. {unknown}"] if unknown else []
@@ -132,7 +133,8 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
 
 
 def _rehearse_weights(job: Job, model: nn.Module) -> DryRun:
-    layers = find_weights(model, job.inputs, job.settings.granularity)
+    settings = job.settings
+    layers = find_weights(model, job.inputs, settings.granularity, keep=settings.keep, only=settings.only)
     finished = count_parameters(job.finish(copy.deepcopy(model)))
     zeros = layers.count // 2 if layers.granularity == "2:4" else layers.count - len(layers.maskable)
     reach = (Reach("params", "non-zero parameters", finished, finished - zeros, "computed"),)

@@ -69,6 +69,8 @@ class Outcome:
             "input_shapes": [list(tensor.shape) for tensor in self.inputs],
             "preprocessing": self.data.preprocessing,
             "scope": self.budgets[0].scope if self.budgets else None,
+            "keep": list(self.settings.keep),
+            "only": list(self.settings.only),
         }
         entries: dict[str, Any] = hide_home(
             {

@@ -17,6 +17,7 @@ from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import InputError, StoppedError, UsageError
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.prune import MaskSettings
 from dtp_deploy.train import Settings
 from examples.digits_cnn import make_model
 
@@ -104,6 +105,26 @@ def test_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_run_from_taylor_scores_with_a_kept_layer_is_resumed_bit_for_bit(
+    dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, masks=MaskSettings(scores="taylor", score_batches=3), keep=("0.stem.0",))
+    plans = []
+    for cut_at in (None, 4):
+        out = tmp_path / str(cut_at)
+        run = partial(compress, dense, data=data, budget=HALF, out=out, settings=settings, checkpoint_minutes=0.0)
+        if cut_at is not None:
+            with pytest.raises(CutOff):
+                run(progress=StopsAt("masks", cut_at, cut))
+        report = run(resume=cut_at is not None)
+        plans.append((out / "pruning_plan.json").read_bytes())
+        assert [group.frozen_because for group in report.groups if group.name == "0.stem.0"] == [
+            "kept by --keep '0.stem.0'"
+        ]
+        assert report.settings["keep"] == ["0.stem.0"]
+    assert plans[0] == plans[1]
+
+
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_run_after_the_step_and_says_how_to_go_on(
     signal_name: str, dense: nn.Module, data: Dataset, tmp_path: Path
@@ -174,7 +195,9 @@ def test_only_damaged_checkpoints_are_an_error(cut_off: Path, dense: nn.Module, 
 
 def test_what_changed_since_the_checkpoint_is_named(cut_off: Path, dense: nn.Module, data: Dataset) -> None:
     other_data = dataclasses.replace(data, x_val=data.x_val[::-1].copy())
-    other_settings = dataclasses.replace(SETTINGS, learning_rate=0.01)
+    other_settings = dataclasses.replace(
+        SETTINGS, learning_rate=0.01, masks=MaskSettings(scores="bn"), keep=("0.stem.0",), only=("0",)
+    )
     with pytest.raises(InputError) as refused:
         compress(
             make_model(),
@@ -185,7 +208,8 @@ def test_what_changed_since_the_checkpoint_is_named(cut_off: Path, dense: nn.Mod
             resume=True,
         )
     assert str(refused.value) == (
-        f"--resume {cut_off}: the model, the data, the budget, the setting learning_rate changed since the checkpoint "
+        f"--resume {cut_off}: the model, the data, the budget, the setting learning_rate, the setting masks, the "
+        "setting keep, the setting only changed since the checkpoint "
         "was written. Give what the run was started with, or start over with --force."
     )
     assert (cut_off.with_name("out.partial") / "checkpoints" / "000004.checkpoint").exists()

@@ -10,7 +10,7 @@ import copy
 import itertools
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
+from dtp_deploy.graph.frozen import freeze
 from dtp_deploy.graph.groups import ChannelGroup, Groups, Role, TensorSlice
 from dtp_deploy.modules import Inputs, as_inputs, shapes_of
 
@@ -27,18 +28,24 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def find_groups(model: nn.Module, inputs: Tensor | Inputs) -> Groups:
+def find_groups(
+    model: nn.Module, inputs: Tensor | Inputs, *, keep: Sequence[str] = (), only: Sequence[str] = ()
+) -> Groups:
     """Find the coupled channel groups of a model by tracing it once in eval mode, on a copy.
 
     Args:
         model: any module whose forward pass autograd can follow.
         inputs: an example of what the model is called with, batch first.
+        keep: patterns of layers that stay as they are: "stem*", say.
+        only: patterns of the only layers that may lose channels; see `freeze`.
 
     Returns:
-        The groups, those frozen that no rule knows how to prune. The others are still to be proven (`prune.prove`).
+        The groups, those frozen that no rule knows how to prune or that the patterns keep. The others are still to be
+        proven (`prune.prove`).
 
     Raises:
         GraphError: the model could not be traced, or holds no coupled channels at all.
+        UsageError: a pattern matches no layer.
     """
     inputs = as_inputs(inputs)
     traced = copy.deepcopy(model).eval()
@@ -56,7 +63,8 @@ def find_groups(model: nn.Module, inputs: Tensor | Inputs) -> Groups:
         )
     assert len({group.name for group in groups}) == len(groups), [group.name for group in groups]
     order = {name: place for place, name in enumerate(names.values())}
-    return Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
+    ordered = Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
+    return freeze(ordered, model, keep, only)
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:

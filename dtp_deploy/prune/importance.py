@@ -1,65 +1,184 @@
-"""Scores before any training: how much of the network's weight runs through a unit."""
+"""Scores before any training: how much each unit matters, by one of several strategies."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import UsageError
+from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
+from dtp_deploy.modules import evaluating
+from dtp_deploy.ranks import mean_over_ranks
 
-ScoreStart = Literal["l2", "uniform"]
+ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
+
+Losses = Callable[[nn.Module], Iterable[Tensor]]
+"""Gives the loss of a model on some batches, one scalar a batch, each with its graph."""
 
 
-def initial_scores(model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2") -> tuple[Tensor, ...]:
+class Importance(Protocol):
+    """A strategy: how much the units of every group matter, before any training."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> Sequence[Tensor]:
+        """For every group, shape [units,], float64, >= 0, on a scale of the group's own."""
+        ...
+
+
+def initial_scores(
+    model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2", losses: Losses | None = None
+) -> tuple[Tensor, ...]:
     """One score a unit for every group, each of shape [units,], float64, of mean 0 to within 1e-4.
 
-    No two are equal: units with equal scores would share the mass for ever. The lower index counts more, relative to
-    the size of its group, so that among equal units every layer keeps the same share.
+    Importance is divided by its group's mean, so that no layer wins by the scale of its numbers; then all scores are
+    brought to unit spread. No two are equal: units with equal scores would share the mass for ever. The lower index
+    counts more, relative to the size of its group, so that among equal units every layer keeps the same share.
+
+    Args:
+        model: the dense model; not changed.
+        groups: whose units are scored.
+        start: the strategy.
+        losses: what "taylor" needs, and no other.
 
     Raises:
-        UsageError: `start` is not known.
+        UsageError: `start` is not known, or "taylor" has no losses.
+        TrainingError: "taylor" met a loss or a gradient that is not finite.
     """
-    strategies: Mapping[ScoreStart, Callable[[nn.Module, Sequence[ChannelGroup]], list[Tensor]]] = {
-        "l2": _l2,
-        "uniform": _uniform,
-    }
+    importance = importance_of(start, losses)(model, groups)
+    relative = [values / values.mean().clamp_min(1e-30) - 1 for values in importance]
+    # Below 1e-6 they are equal but for rounding, which must not be blown up.
+    spread = torch.cat(relative).std(correction=0).clamp_min(1e-6)
+    places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in relative])
+    ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
+    penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in relative])
+    return tuple(score / spread - penalty.to(score) for score, penalty in zip(relative, penalties, strict=True))
+
+
+def importance_of(start: ScoreStart, losses: Losses | None = None) -> Importance:
+    """The strategy of that name.
+
+    Raises:
+        UsageError: there is none, or "taylor" has no losses.
+    """
+    if start == "taylor":
+        if losses is None:
+            raise UsageError(
+                "Initial scores 'taylor' need the loss on some batches, and none is given. Give ChannelMasks(..., "
+                "losses=function), a function that yields model's loss on one batch after the other; or other scores."
+            )
+        return Taylor(losses)
+    strategies: Mapping[ScoreStart, Importance] = {"l2": l2, "bn": batchnorm_scale, "uniform": uniform}
     if start not in strategies:
         raise UsageError(f"Initial scores {start!r} are unknown. Give one of {', '.join(get_args(ScoreStart))}.")
-    scores = strategies[start](model, groups)
-    places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
-    ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
-    penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
-    return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
+    return strategies[start]
 
 
-def unit_norms(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """L2 norm of all parameters that belong to a unit, writers, readers and those between, shape [units,], float64."""
-    parameters = dict(model.named_parameters())
-    squares: Tensor | None = None
+def l2(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+    """L2 norm of all parameters that belong to a unit: writers, readers and those between."""
+    return [_sum_over_units(model, group, lambda name, tensor: tensor.square()).sqrt() for group in groups]
+
+
+def batchnorm_scale(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+    """Mean |gamma| of the BatchNorm entries that scale a unit; the `l2` of a group that no BatchNorm scales."""
+    found = []
+    for group in groups:
+        scales = [_scale_by_unit(model, group, name) for name in _batchnorm_scales(model, group)]
+        found.append(torch.stack(scales).mean(0) if scales else l2(model, [group])[0])
+    return found
+
+
+class Taylor:
+    """How much the loss would change without a unit, to first order: |sum of w dL/dw over its parameters|.
+
+    The mean over the batches of `losses` (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
+    2019). The model computes in eval mode, and the random state stays as it is: training goes on as without.
+    """
+
+    def __init__(self, losses: Losses) -> None:
+        self.losses = losses
+
+    def __call__(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+        """See `Importance`.
+
+        Raises:
+            UsageError: `losses` yields nothing.
+            TrainingError: a loss or a gradient is not finite.
+        """
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        totals: list[Tensor] = []
+        batches = 0
+        with evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            for loss in self.losses(model):
+                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                gradients = dict(zip(parameters, found, strict=True))
+                batch = [_change_of_loss(model, group, gradients) for group in groups]
+                totals = [total + one for total, one in zip(totals, batch, strict=True)] if totals else batch
+                batches += 1
+        if not batches:
+            raise UsageError("The losses for the scores 'taylor' hold no batch. Let the function yield at least one.")
+        if not all(bool(total.isfinite().all()) for total in totals):
+            raise TrainingError(
+                "The gradients for the scores 'taylor' hold NaN or infinity. Check the data and the loss, or start "
+                "from other scores."
+            )
+        return [mean_over_ranks(total / batches) for total in totals]
+
+
+def uniform(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+    """The same for all units: only what is learned counts."""
+    device = next(model.parameters()).device
+    return [torch.ones(group.units, dtype=torch.float64, device=device) for group in groups]
+
+
+def _sum_over_units(model: nn.Module, group: ChannelGroup, value_of: Callable[[str, Tensor], Tensor | None]) -> Tensor:
+    """Sum of a value of every parameter over the units that it belongs to, shape [units,], float64.
+
+    `value_of` gets a tensor's name and its parameter in float64; None leaves the tensor out.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    total: Tensor | None = None
     for piece in group.slices:
         if piece.tensor not in parameters:
             continue  # running statistics are no weights
         tensor = tensor_by_name(model, piece.tensor).detach().to(torch.float64)
-        by_index = tensor.square().transpose(0, piece.dim).flatten(1).sum(1) if tensor.ndim > 1 else tensor.square()
+        if total is None:
+            total = torch.zeros(group.units, dtype=torch.float64, device=tensor.device)
+        values = value_of(piece.tensor, tensor)
+        if values is None:
+            continue
+        by_index = values.transpose(0, piece.dim).flatten(1).sum(1) if values.ndim > 1 else values
         units = index_tensor(piece, tensor.device)
         inside = units >= 0
-        if squares is None:
-            squares = torch.zeros(group.units, dtype=torch.float64, device=tensor.device)
-        squares = squares.index_add(0, units[inside], by_index[inside])
-    assert squares is not None, group.name
-    return squares.sqrt()
+        total = total.index_add(0, units[inside], by_index[inside])
+    assert total is not None, group.name
+    return total
 
 
-def _l2(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
-    # Divided by its group's mean, so that no layer wins by the scale of its weights; then brought to unit spread.
-    relative = [norms / norms.mean().clamp_min(1e-30) - 1 for norms in (unit_norms(model, group) for group in groups)]
-    spread = torch.cat(relative).std(correction=0)
-    # Below 1e-6 the norms are equal but for rounding, which must not be blown up.
-    return [score / spread.clamp_min(1e-6) for score in relative]
+def _change_of_loss(model: nn.Module, group: ChannelGroup, gradients: Mapping[str, Tensor | None]) -> Tensor:
+    def product(name: str, tensor: Tensor) -> Tensor | None:
+        gradient = gradients.get(name)
+        return None if gradient is None else tensor * gradient.to(torch.float64)
+
+    return _sum_over_units(model, group, product).abs()
 
 
-def _uniform(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
-    return [torch.zeros_like(unit_norms(model, group)) for group in groups]
+def _batchnorm_scales(model: nn.Module, group: ChannelGroup) -> list[str]:
+    """Names of the weights of the BatchNorm layers that a group runs through."""
+    names = []
+    for piece in group.slices:
+        path, _, leaf = piece.tensor.rpartition(".")
+        if leaf == "weight" and isinstance(model.get_submodule(path), nn.modules.batchnorm._BatchNorm):
+            names.append(piece.tensor)
+    return names
+
+
+def _scale_by_unit(model: nn.Module, group: ChannelGroup, scale: str) -> Tensor:
+    """Mean |gamma| of one BatchNorm over the entries of each unit."""
+
+    def total_of(value: Callable[[Tensor], Tensor]) -> Tensor:
+        return _sum_over_units(model, group, lambda name, tensor: value(tensor) if name == scale else None)
+
+    return total_of(torch.abs) / total_of(torch.ones_like)

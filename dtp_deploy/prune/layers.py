@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import GraphError, UsageError
+from dtp_deploy.graph.frozen import check_patterns, is_by_hand, why_frozen
 from dtp_deploy.modules import Inputs, as_inputs, evaluating
 
 BLOCK, KEPT_OF_BLOCK = 4, 2
@@ -72,20 +73,30 @@ class WeightLayers:
         return len(self.all)
 
 
-def find_weights(model: nn.Module, inputs: Tensor | Inputs, granularity: Granularity = "weights") -> WeightLayers:
+def find_weights(
+    model: nn.Module,
+    inputs: Tensor | Inputs,
+    granularity: Granularity = "weights",
+    *,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> WeightLayers:
     """The convolutions and linear layers of a model, those that cannot be masked with the reason.
 
     Args:
         model: run once, in evaluation mode; not changed.
         inputs: an example, each tensor batch first, on the model's device.
         granularity: "weights", or "2:4", which needs a number of inputs that four divides and one group of channels.
+        keep: patterns of layers that are left as they are, as for `find_groups`.
+        only: patterns of the only layers to mask.
 
     Raises:
-        UsageError: the granularity is "channels", which `find_groups` is for.
+        UsageError: the granularity is "channels", which `find_groups` is for; or a pattern matches no layer.
         GraphError: no layer can be masked.
     """
     if granularity == "channels":
         raise UsageError("find_weights() got the granularity channels. Give weights or 2:4, or use find_groups().")
+    check_patterns(model, keep, only)
     named: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -110,6 +121,7 @@ def find_weights(model: nn.Module, inputs: Tensor | Inputs, granularity: Granula
             reason = "the model does not call it"
         elif granularity == "2:4":
             reason = _no_blocks(module)
+        reason = reason or why_frozen([name], [name], keep, only)
         return WeightLayer(name, weight.numel(), reason)
 
     layers = WeightLayers(tuple(layer(name, module) for name, module in named.items()), granularity)
@@ -118,9 +130,12 @@ def find_weights(model: nn.Module, inputs: Tensor | Inputs, granularity: Granula
         needs = "a layer with weights of its own"
         if granularity == "2:4":
             needs = "a convolution or linear layer, not grouped, with a number of inputs that four divides"
+        advice = f"Give a model with {needs}, or another granularity."
+        if any(is_by_hand(one.left_because) for one in layers):
+            advice = "Leave --keep and --only out, or give patterns that leave some layers to prune."
         raise GraphError(
             f"{type(model).__name__} has no layer for --granularity {granularity} ({reasons or 'none has weights'}). "
-            f"Give a model with {needs}, or another granularity."
+            f"{advice}"
         )
     return layers
 

@@ -38,7 +38,7 @@ from dtp_deploy.prune.choice import (
     kept_counts,
     uniform_ratio,
 )
-from dtp_deploy.prune.importance import initial_scores
+from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
@@ -121,6 +121,7 @@ class ChannelMasks:
         limit: the largest cost allowed; by default the budget's.
         preferred: for every prunable group the numbers of units that `choose` may keep, besides the full width; by
             default all that `settings.round_to` allows.
+        losses: yields the loss of the model on one batch after the other; the scores "taylor" start from it.
 
     Attributes:
         limit: the largest cost allowed, in the unit of `cost`.
@@ -130,7 +131,7 @@ class ChannelMasks:
         result: the transport result of the present step.
 
     Raises:
-        UsageError: no steps, or a latency budget without a cost.
+        UsageError: no steps, a latency budget without a cost, or the scores "taylor" without losses.
         BudgetError: not even one unit a group meets the limit.
     """
 
@@ -145,6 +146,7 @@ class ChannelMasks:
         cost: WidthFunction | None = None,
         limit: float | None = None,
         preferred: Sequence[Sequence[int]] | None = None,
+        losses: Losses | None = None,
     ) -> None:
         if budget.scope == "per-layer" and settings is not None and settings.solver == "sinkhorn-1":
             raise UsageError(
@@ -183,7 +185,8 @@ class ChannelMasks:
             [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
         )
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
-        self.scores = torch.cat(initial_scores(model, prunable, self.settings.scores)).cpu().requires_grad_()
+        start = initial_scores(model, prunable, self.settings.scores, losses)
+        self.scores = torch.cat(start).cpu().requires_grad_()
         self._learner = ScoreLearner(self.scores, self.settings)
         self._step = 0
         self._epsilon = 1.0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import ChannelGroup, Groups, tensor_by_name
+from dtp_deploy.graph.frozen import is_by_hand
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import Inputs, flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
@@ -84,10 +85,13 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
     for group in result.frozen:
         progress.note(f"{group.name} keeps its {group.width} channels: {group.frozen_because}.")
     if not result.prunable:
+        advice = "Give a model in which a layer with weights reads another layer's channels."
+        if any(is_by_hand(group.frozen_because) for group in result):
+            advice = "Leave --keep and --only out, or give patterns that leave some layers to prune."
         reasons = "; ".join(f"{group.name}: {group.frozen_because}" for group in result.frozen[:5])
         raise GraphError(
             f"{type(model).__name__} has nothing to prune: all {len(result)} channel groups are frozen ({reasons}). "
-            "Give a model in which a layer with weights reads another layer's channels."
+            f"{advice}"
         )
     return result
 

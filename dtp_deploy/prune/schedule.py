@@ -16,7 +16,9 @@ class MaskSettings:
 
     Attributes:
         solver: "exact", or "sinkhorn-1" for one Sinkhorn iteration a step.
-        scores: how scores start.
+        scores: how scores start: "l2", norms of weights; "bn", scales of BatchNorm; "taylor", the loss's slope, which
+            needs data; "uniform", all the same.
+        score_batches: batches that "taylor" looks at.
         score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p).
         score_momentum: of the scores' updates.
         rms_decay: of the running mean square by which the scores' gradient is divided. One number for the whole
@@ -32,6 +34,7 @@ class MaskSettings:
 
     solver: Solver = "exact"
     scores: ScoreStart = "l2"
+    score_batches: int = 20
     score_rate: float = 0.05
     score_momentum: float = 0.9
     rms_decay: float = 0.99
@@ -46,6 +49,8 @@ class MaskSettings:
     def __post_init__(self) -> None:
         if self.solver not in ("exact", "sinkhorn-1"):
             raise UsageError(f"--solver {self.solver!r} is unknown. Give exact or sinkhorn-1.")
+        if self.score_batches < 1:
+            raise UsageError(f"score_batches is {self.score_batches}; give 1 or more.")
         if self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
         if not 0 < self.budget_reached <= 1:
@@ -60,6 +65,7 @@ class MaskSettings:
         if granularity == "channels":
             return
         given = [f"--solver {self.solver}"] * (self.solver != "exact")
+        given += [f"--scores {self.scores}"] * (self.scores in ("bn", "taylor"))
         given += [f"--round-to {self.round_to}"] * (self.round_to > 1)
         if given:
             raise UsageError(f"{given[0]} is of channels. Leave it out with --granularity {granularity}.")

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dtp_deploy.errors import DtpError, InputError, TrainingError
+from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import world_size
 from dtp_deploy.task import Task
+from dtp_deploy.train.losses import task_loss, to_device
 from dtp_deploy.train.settings import Settings
 
 
@@ -111,7 +112,7 @@ class Trainer:
                 inputs, targets = next(self._batches)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate_at(self.step / self.total_steps)
-                moved = tuple(tensor.to(device, non_blocking=True) for tensor in inputs), _moved(targets, device)
+                moved = tuple(tensor.to(device, non_blocking=True) for tensor in inputs), to_device(targets, device)
                 self.loss = self._backward(forward, *moved, start_over)
                 if not math.isfinite(self.loss):
                     raise TrainingError(
@@ -185,15 +186,7 @@ class Trainer:
         outputs = model(*inputs)
         loss = None
         if self.task.loss is not None:
-            try:
-                loss = self.task.loss(outputs, targets)
-            except (torch.OutOfMemoryError, DtpError):  # the latter says already what is wrong
-                raise
-            except Exception as error:
-                raise InputError(
-                    f"The loss of '{self.task.name}' could not be computed ({type(error).__name__}: {error}). "
-                    "Check that --loss fits the model's outputs and the targets of --data."
-                ) from error
+            loss = task_loss(self.task, outputs, targets)
         if self.teacher is None:
             assert loss is not None
             return loss
@@ -206,17 +199,6 @@ class Trainer:
     def _endless(self) -> Iterator[Batch]:
         while True:
             yield from self.stream
-
-
-def _moved(targets: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the user's loader gives
-    """Targets on the device, where they are tensors or plain containers of tensors."""
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    if isinstance(targets, tuple | list):
-        return type(targets)(_moved(item, device) for item in targets)
-    if isinstance(targets, dict):
-        return {key: _moved(item, device) for key, item in targets.items()}
-    return targets
 
 
 def check_model(model: nn.Module, inputs: Inputs, data: DataSource, task: Task) -> None:

@@ -34,6 +34,8 @@ class Settings:
         seed: of everything random.
         masks: of the mask phase.
         granularity: what is pruned.
+        keep: patterns of layers that stay as they are, see `dtp_deploy.graph.freeze`.
+        only: patterns of the only layers that may lose channels.
 
     Raises:
         UsageError: a value is out of range.
@@ -56,6 +58,8 @@ class Settings:
     seed: int = 0
     masks: MaskSettings = field(default_factory=MaskSettings)
     granularity: Granularity = "channels"
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

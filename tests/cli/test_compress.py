@@ -303,6 +303,20 @@ def test_single_weights_refuse_a_latency_with_its_reason(run_cli, job: list[str]
     )
 
 
+def test_a_dry_run_shows_what_patterns_freeze(run_cli, job: list[str]) -> None:
+    document = json.loads(run_cli(*job, "--dry-run", "--macs", "50%", "--only", "0", "--json").out)
+    assert [(name, reason is None) for name, _, reason in document["groups"]] == [("0", True), ("3", False)]
+
+    outcome = run_cli(*job, "--dry-run", "--macs", "50%", "--keep", "1", "--keep", "0*")
+    assert outcome.code == 2
+    assert "all 2 channel groups are frozen (0: kept by --keep '0*'; " in outcome.err
+    assert "Leave --keep and --only out, or give patterns that leave some layers to prune." in outcome.err
+
+    outcome = run_cli(*job, "--dry-run", "--macs", "50%", "--keep", "stem*")
+    assert outcome.code == 2
+    assert "--keep 'stem*' matches no layer of Sequential. Its first are '0', '1', '2'." in outcome.err
+
+
 def test_a_dry_run_without_trust_says_what_it_can(run_cli, pickled: list[str], asked: dict[str, Any]) -> None:
     outcome = run_cli(*pickled, "--dry-run")
 

@@ -152,6 +152,19 @@ def test_labels_make_a_classification_and_none_a_distillation() -> None:
     assert job(data=None, input="1x1x8x8").task is UNLABELLED
 
 
+def test_scores_and_patterns_of_layers_are_settings() -> None:
+    settings = job(scores="taylor", keep="a*", only=["b", "a"]).settings
+    assert (settings.masks.scores, settings.keep, settings.only) == ("taylor", ("a*",), ("b", "a"))
+    assert (job().settings.masks.scores, job().settings.keep, job().settings.only) == ("l2", (), ())
+
+
+def test_taylor_scores_without_labels_are_refused_before_anything_runs() -> None:
+    assert refused(scores="taylor", data=None, input="1x1x8x8") == (
+        "--scores taylor needs labels, and --data synthetic has none. Leave it out, for l2, which needs none; or give "
+        "data with labels."
+    )
+
+
 def test_loaders_with_whole_numbers_as_targets_make_a_classification() -> None:
     assert job(data="job_nets:indices").task is CLASSIFICATION
 

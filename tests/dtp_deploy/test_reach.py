@@ -18,6 +18,10 @@ def net(width: int) -> nn.Module:
     )
 
 
+def why(model: nn.Module, side: int, target: TargetSpec) -> str | None:
+    return why_not_predicted(model, find_groups(model, torch.zeros(1, 3, side, side)), target, HALF)
+
+
 def test_the_smallest_plan_keeps_one_unit_or_what_rounding_allows() -> None:
     model = net(10).eval()
     groups = find_groups(model, torch.zeros(1, 3, 16, 16))
@@ -27,11 +31,11 @@ def test_the_smallest_plan_keeps_one_unit_or_what_rounding_allows() -> None:
 
 
 def test_a_large_network_can_be_predicted_to_take_half() -> None:
-    assert why_not_predicted(net(256).eval(), (torch.zeros(1, 3, 64, 64),), JETSON, HALF) is None
+    assert why(net(256).eval(), 64, JETSON) is None
 
 
 def test_a_small_one_cannot_and_the_reason_is_told() -> None:
-    reason = why_not_predicted(net(4).eval(), (torch.zeros(1, 3, 16, 16),), JETSON, HALF)
+    reason = why(net(4).eval(), 16, JETSON)
 
     assert reason is not None
     assert reason.startswith("On jetson the narrowest network that pruning may leave is predicted to take ")
@@ -39,7 +43,7 @@ def test_a_small_one_cannot_and_the_reason_is_told() -> None:
 
 
 def test_a_target_that_does_not_predict_is_a_reason() -> None:
-    reason = why_not_predicted(net(4).eval(), (torch.zeros(1, 3, 16, 16),), TargetSpec("ssh"), HALF)
+    reason = why(net(4).eval(), 16, TargetSpec("ssh"))
 
     assert reason == "Target 'ssh' cannot predict, and needs the name of a board: give --host user@board."
 
@@ -52,7 +56,7 @@ def test_what_finishes_a_network_counts() -> None:
         return model
 
     model = net(4).eval()
-    why_not_predicted(model, (torch.zeros(1, 3, 16, 16),), JETSON, HALF, finish=finish)
+    why_not_predicted(model, find_groups(model, torch.zeros(1, 3, 16, 16)), JETSON, HALF, finish=finish)
 
     assert len(finished) == 2
     assert all(one is not model for one in finished)

@@ -2,12 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from dtp_deploy.errors import UsageError
+from dtp_deploy.budget import Budget
+from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import find_groups
-from dtp_deploy.prune.importance import initial_scores, unit_norms
+from dtp_deploy.prune import ChannelMasks, MaskSettings
+from dtp_deploy.prune.importance import Taylor, batchnorm_scale, initial_scores, l2
 from dtp_deploy.testing.zoo import ZOO
 
 from .proven import proven
+from .tiny import batch, groups_of, network, train
+
+STARTS = ["l2", "bn", "taylor", "uniform"]
 
 
 def chain():
@@ -22,7 +27,7 @@ def chain():
 
 def test_the_norm_of_a_unit_holds_its_writers_bias_and_readers():
     model, groups = chain()
-    assert unit_norms(model, groups.prunable[0]).tolist() == [5, 3, 0, 2]
+    assert l2(model, groups.prunable)[0].tolist() == [5, 3, 0, 2]
 
 
 def test_scores_start_with_the_relative_norm_or_equal():
@@ -34,7 +39,12 @@ def test_scores_start_with_the_relative_norm_or_equal():
     assert equal.abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("start", ["l2", "uniform"])
+def sum_of_weights(model):
+    """A loss whose gradients are equal for equal weights: one batch of it."""
+    yield torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
+
+
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", ["residual", "grouped", "detector", "attention"])
 def test_no_two_scores_are_equal_even_if_all_weights_are(name, start):
     entry = ZOO[name]
@@ -42,7 +52,7 @@ def test_no_two_scores_are_equal_even_if_all_weights_are(name, start):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
-    scores = initial_scores(model, groups.prunable, start)
+    scores = initial_scores(model, groups.prunable, start, sum_of_weights)
     together = torch.cat(scores)
     assert len(together.unique()) == len(together)
     # Among equals every layer keeps the same share, its first units.
@@ -67,5 +77,107 @@ def test_the_scale_of_a_layer_does_not_count():
 
 def test_an_unknown_start():
     model, groups = chain()
-    with pytest.raises(UsageError, match=r"^Initial scores 'l1' are unknown. Give one of l2, uniform\.$"):
+    with pytest.raises(UsageError, match=r"^Initial scores 'l1' are unknown. Give one of l2, bn, taylor, uniform\.$"):
         initial_scores(model, groups.prunable, "l1")
+
+
+def test_scores_of_batch_norm_are_its_scales_and_norms_where_there_is_none():
+    model = network()
+    groups = groups_of(model).prunable
+    found = batchnorm_scale(model, groups)
+    torch.testing.assert_close(found[0], model[1].weight.detach().abs().double())
+    torch.testing.assert_close(found[1], model[4].weight.detach().abs().double())
+    assert torch.equal(found[2], l2(model, groups)[2])  # nothing normalises the third group
+
+
+def test_a_unit_that_several_batch_norms_scale_has_the_mean_of_their_scales():
+    model, groups = proven(ZOO["residual"])
+    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    scales = {group.name: [one.tensor for one in group.slices if one.tensor in norms] for group in groups.prunable}
+    stream = max(groups.prunable, key=lambda group: len(scales[group.name]))
+    assert len(scales[stream.name]) > 1
+    expected = torch.stack([model.get_parameter(name).detach().abs().double() for name in scales[stream.name]]).mean(0)
+    torch.testing.assert_close(batchnorm_scale(model, [stream])[0], expected)
+
+
+def losses_of(model, batches=2):
+    for seed in range(batches):
+        images, labels = batch(seed)
+        yield nn.functional.cross_entropy(model(images), labels)
+
+
+def test_taylor_scores_are_the_change_of_the_loss_to_first_order():
+    """Against the loss's own difference when all parameters of a unit shrink a little, one unit after the other."""
+    model = network().eval()
+    groups = groups_of(model).prunable
+    model.double()
+    images, labels = batch()
+
+    def loss():
+        return nn.functional.cross_entropy(model(images.double()), labels)
+
+    (found,) = Taylor(lambda _: [loss()])(model, groups[2:])
+    step = 1e-6
+    for unit in (0, 7, 19):
+        values = []
+        for factor in (1 + step, 1 - step):
+            pieces = (model[6].weight[unit], model[6].bias[unit], model[9].weight[:, 4 * unit : 4 * unit + 4])
+            with torch.no_grad():
+                for piece in pieces:
+                    piece.mul_(factor)
+                values.append(float(loss()))
+                for piece in pieces:
+                    piece.div_(factor)
+        assert float(found[unit]) == pytest.approx(abs(values[0] - values[1]) / (2 * step), rel=1e-4)
+
+
+def test_taylor_scores_are_averaged_over_batches_and_touch_neither_statistics_nor_gradients_nor_modes():
+    model = network()
+    model.train()
+    model[4].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups = groups_of(model).prunable
+    generator = torch.get_rng_state()
+    both = Taylor(losses_of)(model, groups)
+    single = [Taylor(lambda m, seed=seed: list(losses_of(m, seed + 1))[seed:])(model, groups) for seed in range(2)]
+    for mean, first, second in zip(both, *single, strict=True):
+        torch.testing.assert_close(mean, (first + second) / 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model] == [index != 4 for index in range(10)]
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_masks_in_a_loop_of_ones_own_start_from_any_scores(start):
+    model = network()
+    groups = groups_of(model)
+    settings = MaskSettings(scores=start)
+    masks = ChannelMasks(
+        model, groups, Budget("macs", 0.4, relative=True), steps=6, settings=settings, losses=losses_of
+    )
+    expected = torch.cat(initial_scores(network(), groups.prunable, start, losses_of))
+    torch.testing.assert_close(masks.scores.detach(), expected)
+    train(model, masks, 6)
+    assert masks.undecided < 0.1
+    assert masks.cost_of_plan(masks.harden()) <= masks.limit
+
+
+def test_the_scores_differ_from_each_other():
+    model = network()
+    groups = groups_of(model).prunable
+    scores = [torch.cat(initial_scores(model, groups, start, losses_of)) for start in STARTS]
+    for number, one in enumerate(scores):
+        for other in scores[number + 1 :]:
+            assert float((one - other).abs().max()) > 0.1
+
+
+def test_taylor_without_losses_or_with_unusable_ones_says_what_to_do():
+    model = network()
+    groups = groups_of(model)
+    with pytest.raises(UsageError, match=r"need the loss on some batches, and none is given\. Give ChannelMasks"):
+        ChannelMasks(model, groups, Budget("macs", 0.5, relative=True), steps=3, settings=MaskSettings(scores="taylor"))
+    with pytest.raises(UsageError, match=r"hold no batch\. Let the function yield at least one\.$"):
+        initial_scores(model, groups.prunable, "taylor", lambda _: [])
+    with pytest.raises(TrainingError, match=r"hold NaN or infinity\. Check the data and the loss"):
+        initial_scores(model, groups.prunable, "taylor", lambda m: [loss * float("nan") for loss in losses_of(m)])

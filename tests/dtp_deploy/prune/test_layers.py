@@ -63,6 +63,21 @@ def test_single_weights_may_be_of_any_layer_with_weights_of_its_own() -> None:
     assert layers.count == 32 + 32 + 64 + 48 + 48
 
 
+def test_layers_are_left_by_patterns_of_their_names() -> None:
+    def left(**patterns: list[str]) -> dict[str, str | None]:
+        layers = find_weights(Odd(), IMAGES, **patterns)
+        return {one.name: one.left_because for one in layers if one.name in ("plain", "grouped", "up", "unused")}
+
+    unused = "the model does not call it"
+    assert left(keep=["pl*"]) == {"plain": "kept by --keep 'pl*'", "grouped": None, "up": None, "unused": unused}
+    other = "not named by --only 'up'"
+    assert left(only=["up"]) == {"plain": other, "grouped": other, "up": None, "unused": unused}
+    with pytest.raises(UsageError, match="--keep 'plane' matches no layer of Odd. Near it are 'plain'"):
+        left(keep=["plane"])
+    with pytest.raises(GraphError, match="Leave --keep and --only out, or give patterns that leave some layers"):
+        left(keep=["*"])
+
+
 def test_a_model_that_is_one_layer_is_one_layer() -> None:
     (layer,) = find_weights(nn.Linear(4, 2), torch.zeros(1, 4), "2:4").maskable
     assert (layer.name, layer.weights) == ("", 8)

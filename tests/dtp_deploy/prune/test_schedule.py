@@ -63,6 +63,8 @@ def test_what_is_of_channels_only_is_refused_for_weights(granularity: Granularit
     MaskSettings(solver="sinkhorn-1", round_to=8).check_granularity("channels")
     with pytest.raises(UsageError, match=f"--solver sinkhorn-1 is of channels.*--granularity {granularity}"):
         MaskSettings(solver="sinkhorn-1").check_granularity(granularity)
+    with pytest.raises(UsageError, match="--scores taylor is of channels"):
+        MaskSettings(scores="taylor").check_granularity(granularity)
     with pytest.raises(UsageError, match="--round-to 8 is of channels"):
         Settings(granularity=granularity, masks=MaskSettings(round_to=8))
 
