@@ -17,8 +17,9 @@ t               threshold, the difference of the two dual potentials of the bins
 
 from dtp_deploy.transport.annealing import epsilon_for_softness, softness
 from dtp_deploy.transport.blocks import BlockProblem, BlockResult, epsilon_for_block_softness, solve_blocks
-from dtp_deploy.transport.exact import solve_exact
+from dtp_deploy.transport.exact import budget_price, solve_exact
 from dtp_deploy.transport.problem import Floors, LinearCost, MaskCost, MaskCount, TransportProblem
+from dtp_deploy.transport.reference import solve_sinkhorn
 from dtp_deploy.transport.result import TransportResult
 from dtp_deploy.transport.sinkhorn import sinkhorn_step
 
@@ -31,10 +32,12 @@ __all__ = [
     "MaskCount",
     "TransportProblem",
     "TransportResult",
+    "budget_price",
     "epsilon_for_block_softness",
     "epsilon_for_softness",
     "sinkhorn_step",
     "softness",
     "solve_blocks",
     "solve_exact",
+    "solve_sinkhorn",
 ]

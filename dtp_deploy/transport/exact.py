@@ -40,6 +40,9 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
 
     Returns:
         Masks with Cost(masks) = budget, differentiable with respect to the scores.
+
+    Raises:
+        TransportError: all units together cost nothing, or no finite amount.
     """
     floors = problem.floors
     if floors is None:
@@ -54,49 +57,53 @@ def solve_exact(problem: TransportProblem, start: float | None = None) -> Transp
 
 
 def _solve(problem: TransportProblem, start: float | None) -> TransportResult:
-    x = problem.logits()
-    ceiling = torch.full_like(x, math.inf)
-    floors = problem.floors
+    """Solve it, the floors taken for real; without floors no time goes into them."""
+    x, floors = problem.logits(), problem.floors
     floor_thresholds = torch.empty(0, dtype=x.dtype, device=x.device)
+    ceiling = held = None
     if floors is not None:
         floor_thresholds = group_thresholds(x, floors)
         ceiling = floor_thresholds[floors.group]
 
-    def masks_at(t: float) -> Tensor:
-        return torch.sigmoid(x - ceiling.clamp(max=t))
+    ones = torch.ones_like(x)
+    found = (ones, *problem.cost(ones))  # masks, cost and unit costs at the last t that was tried
 
     def evaluate(t: float) -> tuple[float, float]:
-        masks = masks_at(t)
+        nonlocal found
+        masks = (x - (t if ceiling is None else ceiling.clamp(max=t))).sigmoid_()
         cost, unit_costs = problem.cost(masks)
-        slope = (unit_costs * masks * (1 - masks) * (ceiling > t)).sum()
-        both = torch.stack([cost, slope]).tolist()
+        found = masks, cost, unit_costs
+        slopes = (1 - masks).mul_(masks)
+        if ceiling is not None:
+            slopes *= ceiling > t
+        both = torch.stack([cost, unit_costs @ slopes]).tolist()
         return both[0] - problem.budget, both[1]
 
     origin = 0.0  # what x, the ceilings and t are measured from
-    dense_cost = float(problem.cost(torch.ones_like(x))[0])
+    dense_cost = problem.checked_dense_cost(float(found[1]))
     if dense_cost <= problem.budget:
         t, iterations = -math.inf, 1
     elif evaluate(math.inf)[0] >= 0:
         t, iterations = math.inf, 2
     else:
         tolerance = _TOLERANCE * problem.budget
-        low, high = float(x.min()) - _ONE, float(x.max()) - _ZERO
+        lowest, highest = torch.stack(torch.aminmax(x)).tolist()
         if start is None:
-            share = min(max(problem.budget / dense_cost, 1e-300), 1 - 1e-16)
-            start = float(x.mean()) - math.log(share / (1 - share))  # exact where all scores are equal
-        t, excess, iterations = _decreasing_root(evaluate, low, high, start, tolerance)
+            start = _first_guess(x, problem.budget / dense_cost, lowest, highest)
+        t, excess, iterations = _decreasing_root(evaluate, lowest - _ONE, highest - _ZERO, start, tolerance)
         if abs(excess) > tolerance:
             # Neighbouring numbers near t are too far apart. Seen from t, the logits that matter are small and exact.
             origin, step = t, 2 * _STEPS * math.ulp(t)
-            x, ceiling, floor_thresholds = x - origin, ceiling - origin, floor_thresholds - origin
+            x, floor_thresholds = x - origin, floor_thresholds - origin
+            ceiling = None if ceiling is None else ceiling - origin
             t, _, more = _decreasing_root(evaluate, -step, step, 0.0, tolerance)
             iterations += more
         iterations += 2
 
+    masks, cost, unit_costs = found
     at_floor = floor_thresholds <= t
-    masks = masks_at(t)
-    cost, unit_costs = problem.cost(masks)
-    held = at_floor[floors.group] if floors is not None else torch.zeros_like(x, dtype=torch.bool)
+    if floors is not None:
+        held = at_floor[floors.group]
     return TransportResult(
         masks=_Masks.apply(problem.scores, masks, unit_costs, held, floors, problem.epsilon),  # type: ignore[no-untyped-call]
         threshold=origin + t,
@@ -105,6 +112,18 @@ def _solve(problem: TransportProblem, start: float | None) -> TransportResult:
         marginal_error=problem.relative_error(float(cost), dense_cost),
         iterations=iterations,
     )
+
+
+def _first_guess(x: Tensor, share: float, lowest: float, highest: float) -> float:
+    """t at which logits that are normally distributed have a mean mask of `share`, nearly.
+
+    It lies where the mean of any logits between the lowest and the highest can have it; so it is exact for equal ones.
+    """
+    share = min(max(share, 1e-300), 1 - 1e-16)
+    logit = math.log(share / (1 - share))
+    mean, square = (torch.stack([x.sum(), x @ x]) / len(x)).tolist()  # far quicker than torch.var_mean
+    variance = max(square - mean * mean, 0.0)
+    return float(min(max(mean - math.sqrt(1 + math.pi / 8 * variance) * logit, lowest - logit), highest - logit))
 
 
 def group_thresholds(x: Tensor, floors: Floors) -> Tensor:
@@ -169,6 +188,30 @@ def _decreasing_root(
     return t, value, _MAX_ITERATIONS
 
 
+def budget_price(problem: TransportProblem, result: TransportResult, gradient: Tensor) -> float:
+    """-mu: how much a loss falls for each unit of cost that the budget gains, to first order.
+
+    Args:
+        problem: what was solved.
+        result: its exact solution.
+        gradient: of the loss with respect to the masks, shape [n,].
+
+    Returns:
+        The price; 0 where no mask moves with the budget.
+    """
+    masks = result.masks.detach().to(torch.float64)
+    v = (1 - masks).mul_(masks)
+    if problem.floors is not None:
+        v *= ~result.at_floor[problem.floors.group]
+    return -float(_mu(v, problem.cost(masks)[1], gradient.to(torch.float64)))
+
+
+def _mu(v: Tensor, unit_costs: Tensor, gradient: Tensor) -> Tensor:
+    """sum(v g) / sum(v c) over the units that no floor holds, shape (); 0 where none of them moves."""
+    weight = v @ unit_costs
+    return torch.where(weight > 0, (v @ gradient) / weight, 0.0)
+
+
 class _Masks(torch.autograd.Function):
     """Hands out masks that are solved already, and differentiates them as the module's docstring says."""
 
@@ -178,7 +221,7 @@ class _Masks(torch.autograd.Function):
         scores: Tensor,
         masks: Tensor,
         unit_costs: Tensor,
-        held: Tensor,
+        held: Tensor | None,
         floors: Floors | None,
         epsilon: float,
     ) -> Tensor:
@@ -191,15 +234,12 @@ class _Masks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         masks, unit_costs, held = ctx.saved_tensors
         g = gradient.to(torch.float64)
-        v = masks * (1 - masks)
-        free = v * ~held
-        weight = (free * unit_costs).sum()
-        price = torch.where(weight > 0, (free * g).sum() / weight, 0.0)
-        benefit = g - unit_costs * price
-        if ctx.floors is not None:
+        v = (1 - masks).mul_(masks)
+        benefit = g - unit_costs * _mu(v if held is None else v * ~held, unit_costs, g)
+        if held is not None:
             group, groups = ctx.floors.group, len(ctx.floors.mass)
             zeros = torch.zeros(groups, dtype=v.dtype, device=v.device)
             spread = zeros.index_add(0, group, v)
             own = torch.where(spread > 0, zeros.index_add(0, group, v * benefit) / spread, 0.0)
             benefit = torch.where(held, benefit - own[group], benefit)
-        return (v * benefit * (2.0 / ctx.epsilon)).to(ctx.dtype), None, None, None, None, None
+        return (benefit.mul_(v).mul_(2.0 / ctx.epsilon)).to(ctx.dtype), None, None, None, None, None

@@ -25,12 +25,31 @@ class LinearCost:
     Attributes:
         unit_costs: a_i > 0, shape [n,], float64.
 
-    >>> cost, gradient = LinearCost(torch.tensor([1.0, 3.0]))(torch.tensor([0.5, 0.5]))
+    >>> unit_costs = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    >>> cost, gradient = LinearCost(unit_costs)(torch.full((2,), 0.5, dtype=torch.float64))
     >>> cost.item(), gradient.tolist()
     (2.0, [1.0, 3.0])
+
+    Raises:
+        TransportError: costs of another type or shape, or one that is not positive and finite.
     """
 
     unit_costs: Tensor
+
+    def __post_init__(self) -> None:
+        costs = self.unit_costs
+        if costs.ndim != 1 or costs.dtype != torch.float64:
+            raise TransportError(
+                f"Unit costs have shape {tuple(costs.shape)} and dtype {costs.dtype}; give a vector of float64."
+            )
+        if len(costs) == 0:
+            return  # no problem takes them
+        lowest, highest = torch.stack(torch.aminmax(costs)).tolist()  # NaN, too, comes through
+        if not (lowest > 0 and highest < math.inf):
+            raise TransportError(
+                f"Unit costs go from {lowest:g} to {highest:g}; give positive, finite ones. What costs nothing need "
+                "not be chosen: leave it out of the problem."
+            )
 
     def __call__(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         return self.unit_costs @ masks, self.unit_costs
@@ -79,8 +98,8 @@ class TransportProblem:
         floors: least mass a group, or None.
 
     Raises:
-        TransportError: scores empty, not finite or of another type, epsilon or budget out of range, floors of another
-            type or shape, or outside of 0..(a group's size).
+        TransportError: scores empty, not finite or of another type, epsilon or budget out of range, another number of
+            unit costs, floors of another type or shape, or outside of 0..(a group's size).
     """
 
     scores: Tensor
@@ -94,7 +113,8 @@ class TransportProblem:
             raise TransportError(f"Scores have shape {tuple(self.scores.shape)}; give a vector of at least one score.")
         if self.scores.dtype not in (torch.float32, torch.float64):
             raise TransportError(f"Scores have dtype {self.scores.dtype}; give float32 or float64.")
-        if not bool(torch.isfinite(self.scores.detach()).all()):
+        ends = torch.stack(torch.aminmax(self.scores.detach())).tolist()  # NaN, too, comes through
+        if not all(map(math.isfinite, ends)):
             raise TransportError(
                 "Scores hold NaN or infinity; they must be finite. Lower the learning rate, or check the data for NaN."
             )
@@ -102,6 +122,11 @@ class TransportProblem:
             raise TransportError(f"epsilon is {self.epsilon}; give a positive, finite number.")
         if not (math.isfinite(self.budget) and self.budget >= 0):
             raise TransportError(f"The budget is {self.budget}; give a finite cost of zero or more.")
+        if isinstance(self.cost, LinearCost) and self.cost.unit_costs.shape != self.scores.shape:
+            raise TransportError(
+                f"There are {len(self.cost.unit_costs)} unit costs for {len(self.scores)} scores. Give as many of one "
+                "as of the other."
+            )
         if self.floors is not None:
             self._check_floors(self.floors)
 
@@ -134,6 +159,20 @@ class TransportProblem:
     def logits(self) -> Tensor:
         """x_i = 2 s_i / epsilon, shape [n,], float64, detached from the scores."""
         return self.scores.detach().to(torch.float64) * (2.0 / self.epsilon)
+
+    @staticmethod
+    def checked_dense_cost(dense_cost: float) -> float:
+        """The cost of all-ones, which a solver has found.
+
+        Raises:
+            TransportError: it is no positive number, so that no budget could choose among the units.
+        """
+        if not (math.isfinite(dense_cost) and dense_cost > 0):
+            raise TransportError(
+                f"All units together cost {dense_cost:g}, so that no budget can choose among them. Give a cost that is "
+                "finite and rises with every mask."
+            )
+        return dense_cost
 
     def relative_error(self, cost: float, dense_cost: float) -> float:
         """How far `cost` is from the one wanted, as a share of that; the difference itself where nothing is wanted.

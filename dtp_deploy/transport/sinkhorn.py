@@ -36,7 +36,7 @@ def sinkhorn_step(problem: TransportProblem, threshold: float) -> TransportResul
         Masks that come closer to the budget, differentiable through this one iteration.
 
     Raises:
-        TransportError: the threshold is not finite.
+        TransportError: the threshold is not finite; or all units together cost nothing, or no finite amount.
     """
     if not math.isfinite(threshold):
         raise TransportError(f"The threshold is {threshold}; give a finite one, 0 to start with.")
@@ -47,11 +47,11 @@ def sinkhorn_step(problem: TransportProblem, threshold: float) -> TransportResul
         floor_thresholds = _attached_thresholds(x, problem.floors)
         ceiling = floor_thresholds[problem.floors.group]
     before = torch.sigmoid(x - ceiling.clamp(max=threshold))
-    dense_cost = problem.cost(torch.ones_like(x))[0]
+    dense_cost = problem.checked_dense_cost(float(problem.cost(torch.ones_like(x))[0]))
     present, unit_costs = problem.cost(before.detach())
     # The cost is a smooth function of the masks: its value at `before`, with its gradient attached.
     attached = present + (unit_costs * (before - before.detach())).sum()
-    wanted = torch.as_tensor(problem.budget, dtype=x.dtype, device=x.device) / dense_cost
+    wanted = torch.as_tensor(problem.budget / dense_cost, dtype=x.dtype, device=x.device)
     t = threshold - (torch.logit(wanted, eps=_EDGE) - torch.logit(attached / dense_cost, eps=_EDGE))
     masks = torch.sigmoid(x - torch.minimum(t, ceiling))
     cost = float(problem.cost(masks.detach())[0])
@@ -60,7 +60,7 @@ def sinkhorn_step(problem: TransportProblem, threshold: float) -> TransportResul
         threshold=float(t.detach()),
         at_floor=floor_thresholds.detach() <= t.detach(),
         cost=cost,
-        marginal_error=problem.relative_error(cost, float(dense_cost)),
+        marginal_error=problem.relative_error(cost, dense_cost),
         iterations=1,
     )
 

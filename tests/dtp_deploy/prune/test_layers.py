@@ -72,7 +72,7 @@ def test_layers_are_left_by_patterns_of_their_names() -> None:
     assert left(keep=["pl*"]) == {"plain": "kept by --keep 'pl*'", "grouped": None, "up": None, "unused": unused}
     other = "not named by --only 'up'"
     assert left(only=["up"]) == {"plain": other, "grouped": other, "up": None, "unused": unused}
-    with pytest.raises(UsageError, match="--keep 'plane' matches no layer of Odd. Near it are 'plain'"):
+    with pytest.raises(UsageError, match=r"--keep 'plane' matches no layer of Odd\. Near it are 'plain'"):
         left(keep=["plane"])
     with pytest.raises(GraphError, match="Leave --keep and --only out, or give patterns that leave some layers"):
         left(keep=["*"])

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dtp_deploy.transport import Floors, LinearCost, TransportProblem, solve_exact
+from dtp_deploy.errors import TransportError
+from dtp_deploy.transport import Floors, LinearCost, TransportProblem, sinkhorn_step, solve_exact, solve_sinkhorn
 from tests.dtp_deploy.transport.problems import group_sums, groups_of, linear, vector
 
 
@@ -107,12 +108,12 @@ def test_without_floors_there_is_no_group_to_report() -> None:
     assert solve_exact(linear(vector(0.1, 0.2), 0.3, 0.5)).at_floor.tolist() == []
 
 
-@pytest.mark.parametrize("count", [10, 1000, 100_000])
+@pytest.mark.parametrize("count", [1, 2, 10, 1000, 100_000, 1_000_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_size_dtype_or_epsilon_gives_nan_or_misses_the_budget(count: int, dtype: torch.dtype) -> None:
     scores = torch.randn(count, dtype=dtype)
     costs = torch.rand(count, dtype=torch.float64) + 0.1
-    for exponent in range(-4, 4):
+    for exponent in range(-4, 4) if count <= 100_000 else (-4, 0, 3):
         leaf = scores.clone().requires_grad_()
         result = solve_exact(linear(leaf, 10.0**exponent, 0.37, costs))
         assert result.converged, exponent
@@ -123,6 +124,23 @@ def test_no_size_dtype_or_epsilon_gives_nan_or_misses_the_budget(count: int, dty
         result.masks.square().sum().backward()
         assert leaf.grad is not None
         assert bool(leaf.grad.isfinite().all()), exponent
+
+
+@pytest.mark.parametrize("count", [1, 10, 1000, 100_000, 1_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", [1e-4, 1.0, 1e3])
+def test_the_other_solvers_stay_finite_in_every_size_dtype_and_epsilon(
+    count: int, dtype: torch.dtype, epsilon: float
+) -> None:
+    leaf = torch.randn(count, dtype=dtype).requires_grad_()
+    problem = linear(leaf, epsilon, 0.37, torch.rand(count, dtype=torch.float64) + 0.1)
+    for result in (sinkhorn_step(problem, 0.0), solve_sinkhorn(problem, max_iterations=2 if count > 1000 else 50)):
+        masks = result.masks.detach()
+        assert masks.dtype == dtype
+        assert bool(((masks >= 0) & (masks <= 1)).all())
+        assert math.isfinite(result.threshold)
+        (gradient,) = torch.autograd.grad(result.masks.square().sum(), leaf)
+        assert bool(gradient.isfinite().all())
 
 
 @pytest.mark.parametrize("epsilon", [1e-4, 1.0, 1e3])
@@ -144,6 +162,20 @@ def test_masks_of_a_cost_with_a_constant_part_above_the_budget_are_zero_and_not_
     assert result.masks.tolist() == [0.0, 0.0]
     assert result.marginal_error == pytest.approx(1.0)
     assert not result.converged
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("solve", [solve_exact, lambda problem: sinkhorn_step(problem, 0.0)], ids=["exact", "step"])
+def test_a_cost_by_which_nothing_can_be_chosen_is_refused(solve, cost: float) -> None:
+    def total(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return masks.sum() * cost / 2, torch.full_like(masks, cost / 2)
+
+    with pytest.raises(TransportError) as error:
+        solve(TransportProblem(vector(1.0, 2.0), 0.1, total, 0.5))
+    assert str(error.value) == (
+        f"All units together cost {cost:g}, so that no budget can choose among them. Give a cost that is finite and "
+        "rises with every mask."
+    )
 
 
 def test_costs_that_differ_by_many_orders_of_magnitude_are_met() -> None:

@@ -1,12 +1,14 @@
 """The implicit gradient against finite differences in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 
-from dtp_deploy.transport import Floors, MaskCost, TransportProblem, sinkhorn_step, solve_exact
+from dtp_deploy.transport import Floors, MaskCost, TransportProblem, budget_price, sinkhorn_step, solve_exact
 from tests.dtp_deploy.transport.problems import MixedCost, chain_of_layers, groups_of, linear, vector
 
 GROUP = groups_of((4, 5, 3))
@@ -72,6 +74,25 @@ def test_scores_of_units_rise_where_benefit_per_cost_beats_the_price() -> None:
     (gradient,) = torch.autograd.grad(solve_exact(linear(scores, 1.0, 0.5, costs)).masks, scores, -benefit)
     assert [float(value) < 0 for value in gradient] == [True, False, True, False]
     torch.testing.assert_close(gradient, -0.5 * (benefit - 1.2 * costs))
+
+
+@pytest.mark.parametrize("name", ["linear", "mixed", "bilinear, floors", "soft"])
+def test_the_price_is_what_the_loss_falls_by_as_the_budget_grows(name: str) -> None:
+    problem = CASES[name](SCORES)
+    upstream = torch.linspace(-2, 1, 12, dtype=torch.float64)
+
+    def loss(change: float) -> float:
+        return float(upstream @ solve_exact(replace(problem, budget=problem.budget + change)).masks)
+
+    step = 1e-5 * problem.budget
+    expected = (loss(-step) - loss(step)) / (2 * step)
+    assert abs(expected) > 1e-3
+    assert budget_price(problem, solve_exact(problem), upstream) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_price_is_zero_where_no_mask_moves() -> None:
+    problem = linear(SCORES, 1e-9, 0.5)
+    assert budget_price(problem, solve_exact(problem), torch.ones(12)) == 0
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,34 @@ WRONG = {
     "budget below 0": (lambda: make(budget=-0.5), "The budget is -0.5; give a finite cost of zero or more."),
     "budget NaN": (lambda: make(budget=math.nan), "The budget is nan; give a finite cost of zero or more."),
     "budget infinite": (lambda: make(budget=math.inf), "The budget is inf; give a finite cost of zero or more."),
+    "costs of zero": (
+        lambda: LinearCost(vector(0.0, 0.0)),
+        "Unit costs go from 0 to 0; give positive, finite ones. What costs nothing need not be chosen: leave it out of "
+        "the problem.",
+    ),
+    "a cost below zero": (
+        lambda: LinearCost(vector(1.0, -2.0)),
+        "Unit costs go from -2 to 1; give positive, finite ones. What costs nothing need not be chosen: leave it out "
+        "of the problem.",
+    ),
+    "a cost of NaN": (
+        lambda: LinearCost(vector(1.0, math.nan)),
+        "Unit costs go from nan to nan; give positive, finite ones. What costs nothing need not be chosen: leave it "
+        "out of the problem.",
+    ),
+    "an infinite cost": (
+        lambda: LinearCost(vector(1.0, math.inf)),
+        "Unit costs go from 1 to inf; give positive, finite ones. What costs nothing need not be chosen: leave it out "
+        "of the problem.",
+    ),
+    "costs in single precision": (
+        lambda: LinearCost(torch.ones(2)),
+        "Unit costs have shape (2,) and dtype torch.float32; give a vector of float64.",
+    ),
+    "a cost too few": (
+        lambda: TransportProblem(THREE, 0.5, LinearCost(vector(1.0, 1.0)), 1.0),
+        "There are 2 unit costs for 3 scores. Give as many of one as of the other.",
+    ),
     "too few groups": (
         lambda: make(floors=Floors(torch.tensor([0, 0]), vector(1.0))),
         "Floors name the groups of units of shape (2,); the scores have shape (3,). Give one group a score.",

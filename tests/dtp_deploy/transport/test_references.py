@@ -1,4 +1,4 @@
-"""The exact solver against solvers that nobody here wrote: POT, SciPy's linear programming, torch's autograd."""
+"""The solvers against others that nobody here wrote: POT, SciPy's linear programming, torch's autograd."""
 
 import numpy as np
 import ot
@@ -7,8 +7,9 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from dtp_deploy.transport import Floors, solve_exact
-from tests.dtp_deploy.transport.problems import groups_of, linear, vector
+from dtp_deploy.errors import TransportError
+from dtp_deploy.transport import Floors, TransportProblem, solve_exact, solve_sinkhorn
+from tests.dtp_deploy.transport.problems import chain_of_layers, groups_of, linear, vector
 
 SCORES = torch.linspace(-0.4, 1.3, 12, dtype=torch.float64)[torch.tensor([3, 7, 0, 11, 5, 1, 9, 2, 10, 4, 8, 6])]
 MASS = torch.tensor([1.0, 3, 2, 1, 5, 1, 1, 2, 4, 1, 2, 2], dtype=torch.float64) / 25
@@ -74,24 +75,61 @@ def test_the_linear_programmes_above_are_some_in_which_floors_matter(floors: tup
     assert not bool(result.at_floor.all())
 
 
-def unrolled_sinkhorn(scores: Tensor, mass: Tensor, share: float, epsilon: float) -> Tensor:
-    """Masks by 3000 log-domain Sinkhorn iterations, each of them recorded by autograd."""
-    kernel = -transport_cost(scores) / epsilon
-    rows, columns = torch.zeros_like(scores), vector(0.0, 0.0)
-    for _ in range(3000):
-        columns = bins(share).log() - torch.logsumexp(kernel + rows[:, None], dim=0)
-        rows = mass.log() - torch.logsumexp(kernel + columns[None], dim=1)
-    return (kernel + rows[:, None] + columns[None]).exp()[:, 1] / mass
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 2.0, 50.0])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
+def test_the_reference_solver_is_pot_sinkhorn(epsilon: float, share: float) -> None:
+    result = solve_sinkhorn(linear(SCORES, epsilon, share, MASS), tolerance=1e-13)
+    reference = ot.sinkhorn(
+        MASS, bins(share), transport_cost(SCORES), epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=100_000
+    )
+    assert result.converged
+    torch.testing.assert_close(result.transport_plan(MASS), reference, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("epsilon", "share"), [(0.2, 0.3), (1.0, 0.5)])
-def test_masks_and_gradients_are_those_of_an_unrolled_sinkhorn(epsilon: float, share: float) -> None:
+@pytest.mark.parametrize(("epsilon", "share"), [(0.2, 0.3), (1.0, 0.5), (30.0, 0.9)])
+@pytest.mark.parametrize("mass", [MASS, torch.ones(12, dtype=torch.float64)], ids=["mixed mass", "equal mass"])
+def test_masks_and_gradients_are_those_of_an_unrolled_sinkhorn(epsilon: float, share: float, mass: Tensor) -> None:
     scores = SCORES.clone().requires_grad_()
     upstream = torch.randn(len(scores), dtype=torch.float64)
-    masks = solve_exact(linear(scores, epsilon, share, MASS)).masks
-    reference = unrolled_sinkhorn(scores, MASS, share, epsilon)
-    torch.testing.assert_close(masks, reference, rtol=0, atol=1e-12)
-    (gradient,) = torch.autograd.grad(masks, scores, upstream)
-    (expected,) = torch.autograd.grad(reference, scores, upstream)
-    assert float(expected.abs().max()) > 0.1
+    exact = solve_exact(linear(scores, epsilon, share, mass))
+    reference = solve_sinkhorn(linear(scores, epsilon, share, mass), tolerance=1e-14, max_iterations=3000)
+    torch.testing.assert_close(exact.masks, reference.masks, rtol=0, atol=1e-12)
+    assert exact.threshold == pytest.approx(reference.threshold, abs=1e-10)
+    (gradient,) = torch.autograd.grad(exact.masks, scores, upstream)
+    (expected,) = torch.autograd.grad(reference.masks, scores, upstream)
+    assert float(expected.abs().max()) > 0.1 / epsilon
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-10)
+
+
+def test_the_reference_says_where_its_iterations_did_not_do() -> None:
+    result = solve_sinkhorn(linear(SCORES, 1e-3, 0.3, MASS), max_iterations=20)
+    assert (result.iterations, result.converged) == (20, False)
+    assert bool(result.masks.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (
+            TransportProblem(SCORES, 1.0, chain_of_layers(groups_of((5, 4, 3))), 9.0),
+            "solve_sinkhorn takes a LinearCost without floors: a plan whose masses are known. Take solve_exact.",
+        ),
+        (
+            linear(SCORES, 1.0, 0.5, floors=Floors(groups_of((5, 4, 3)), vector(1.0, 1.0, 1.0))),
+            "solve_sinkhorn takes a LinearCost without floors: a plan whose masses are known. Take solve_exact.",
+        ),
+        (
+            linear(SCORES, 1.0, 0.0),
+            "solve_sinkhorn takes a budget above zero and below the cost of all units, 12; it is 0. Take solve_exact.",
+        ),
+        (
+            linear(SCORES, 1.0, 1.0),
+            "solve_sinkhorn takes a budget above zero and below the cost of all units, 12; it is 12. Take solve_exact.",
+        ),
+    ],
+    ids=["another cost", "floors", "budget 0", "budget 1"],
+)
+def test_what_the_reference_does_not_solve_it_refuses(problem: TransportProblem, message: str) -> None:
+    with pytest.raises(TransportError) as error:
+        solve_sinkhorn(problem)
+    assert str(error.value) == message
