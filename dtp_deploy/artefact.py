@@ -115,14 +115,17 @@ def open_artefact(out: Path, force: bool = False, resume: bool = False) -> Itera
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write ``report.json`` and ``report.md`` into `directory`; an earlier report there is replaced, or stays whole.
+    """Write ``report.json``, ``report.md`` and the picture of the mask phase into `directory`; an earlier report there
+    is replaced, or stays whole.
 
     Raises:
         InputError: they cannot be written.
     """
-    from dtp_deploy.report import render_markdown
+    from dtp_deploy.report import MASK_PHASE, render_markdown, render_mask_phase
 
     texts = {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: render_markdown(report)}
+    if (picture := render_mask_phase(report)) is not None:
+        texts[MASK_PHASE] = picture
     partials = {name: directory / f".{name}.{os.getpid()}.partial" for name in texts}
     try:
         for name, text in texts.items():

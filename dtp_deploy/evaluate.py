@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,29 @@ from dtp_deploy.task import Task
 _BATCH = 256
 
 
-def evaluate_model(model: nn.Module, data: DataSource, task: Task, batch_size: int = _BATCH) -> float | None:
-    """Mean of the metric over all validation samples, in eval mode; None where the task has no metric."""
+def evaluate_model(
+    model: nn.Module, data: DataSource, task: Task, batch_size: int = _BATCH, batches: int | None = None
+) -> float | None:
+    """Mean of the metric over all validation samples, in eval mode; None where the task has no metric.
+
+    Args:
+        model: to judge.
+        data: has the samples.
+        task: has the metric.
+        batch_size: samples at a time.
+        batches: how many batches to look at, from the first on; by default all.
+    """
     if task.metric is None or not data.labelled:
         return None
     device = device_of(model)
-    total = 0.0
+    total, samples = 0.0, 0
     with evaluating(model), torch.no_grad():
-        for inputs, targets in data.validation(batch_size):
+        for inputs, targets in islice(data.validation(batch_size), batches):
             outputs = model(*(tensor.to(device) for tensor in inputs))
             outputs = like_outputs(outputs, [tensor.cpu() for tensor in flatten_outputs(outputs)])
             total += task.metric(outputs, targets) * len(inputs[0])
-    return total / data.validation_size
+            samples += len(inputs[0])
+    return total / samples
 
 
 def evaluate_session(

@@ -22,6 +22,8 @@ class Findings:
         parity: results by stage, as plain values.
         accuracies: fractions by stage; None where the data have no labels.
         stages: seconds and peak memory by stage.
+        mask_phase: how the masks stood after each epoch, as plain values.
+        prices: of the budget, in the steps since the last of these.
         deviations: what differs from what was learned or asked for, and why, in words.
         resumed_from_step: the step that the run went on from; None where it was not cut off.
         progress: told of every stage.
@@ -30,6 +32,8 @@ class Findings:
     parity: dict[str, dict[str, Any]] = field(default_factory=dict)
     accuracies: dict[str, float | None] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mask_phase: list[dict[str, Any]] = field(default_factory=list)
+    prices: list[float] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     resumed_from_step: int | None = None
     progress: Progress = SILENT
@@ -40,6 +44,8 @@ class Findings:
             "parity": self.parity,
             "accuracies": self.accuracies,
             "stages": self.stages,
+            "mask_phase": self.mask_phase,
+            "prices": self.prices,
             "deviations": self.deviations,
         }
 
@@ -47,6 +53,7 @@ class Findings:
         """Go on from what an earlier part of the run had found out by `step`."""
         self.parity, self.accuracies = state["parity"], state["accuracies"]
         self.stages, self.deviations = state["stages"], state["deviations"]
+        self.mask_phase, self.prices = state["mask_phase"], state["prices"]
         self.resumed_from_step = step
 
     def add_parity(self, results: Iterable[ParityResult]) -> None:

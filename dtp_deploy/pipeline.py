@@ -31,6 +31,7 @@ from dtp_deploy.artefact import (
 )
 from dtp_deploy.budget import Budget, amount, check_budgets, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
+from dtp_deploy.diary import MaskDiary
 from dtp_deploy.errors import BudgetError, TargetError, TrainingError, UsageError
 from dtp_deploy.evaluate import evaluate_model
 from dtp_deploy.export.callables import torch_callable
@@ -321,7 +322,8 @@ class _Run:
             student.load_state_dict(saved["model"])
             masks.load_state(saved["masks"])
         with self.findings.stage("masks"):
-            self._train(trainer, student, trainer.mask_steps, "masks", masks)
+            diary = MaskDiary(self.findings, student, masks, self.data, self.task, len(trainer.stream))
+            self._train(trainer, student, trainer.mask_steps, "masks", masks, diary)
         with self.findings.stage("choice"):
             self.plan, self.findings.deviations = self.pruning.harden(masks)
             student.cpu()
@@ -329,7 +331,15 @@ class _Run:
         self._save(trainer, small)
         return small
 
-    def _train(self, trainer: Trainer, model: nn.Module, until: int, name: str, masks: Masks | None = None) -> None:
+    def _train(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        until: int,
+        name: str,
+        masks: Masks | None = None,
+        diary: MaskDiary | None = None,
+    ) -> None:
         """Train up to a step, with a checkpoint from time to time and one at the end."""
 
         def after_step() -> None:
@@ -339,6 +349,8 @@ class _Run:
                 scalars |= {"undecided": masks.undecided, "cost_share": masks.cost_share}
             if self.log is not None:
                 self.log.write(trainer.step, name, scalars)
+            if diary is not None and (entry := diary.after_step(trainer.step)) and self.log is not None:
+                self.log.write_epoch(trainer.step, "mask phase", entry)
             self.keeper.after_step(trainer.step, trainer.total_steps, lambda: self._state(trainer, model, masks))
 
         with self.keeper.interruption.deferred():

@@ -106,6 +106,7 @@ class Outcome:
                     for choice in self.plan.groups
                 ],
                 "layers": [asdict(layer) for layer in self.plan.layers],
+                "mask_phase": self.findings.mask_phase,
                 "parity": list(self.findings.parity.values()),
                 "passes": [
                     {"name": outcome.name, "applied": outcome.applied, "reason": outcome.reason}

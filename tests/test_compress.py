@@ -61,6 +61,7 @@ def macs_run(dense: nn.Module, data: Dataset, tmp_path_factory: pytest.TempPathF
 def test_report_on_disk_is_the_report_returned(macs_run: Finished) -> None:
     assert read_report(macs_run.out / "report.json") == macs_run.report
     assert sorted(path.name for path in macs_run.out.iterdir()) == [
+        "mask_phase.svg",
         "model.onnx",
         "model.pt2",
         "model.safetensors",
@@ -68,6 +69,18 @@ def test_report_on_disk_is_the_report_returned(macs_run: Finished) -> None:
         "report.json",
         "report.md",
     ]
+
+
+def test_the_mask_phase_is_told_epoch_by_epoch(macs_run: Finished) -> None:
+    entries = macs_run.report.mask_phase
+    assert [entry.epoch for entry in entries] == pytest.approx([0, 1, 1.6], abs=0.03)  # 40 % of four epochs
+    assert entries[0].accuracy_soft == pytest.approx(macs_run.report.dense.accuracy, abs=0.05)
+    assert entries[-1].cost_share == pytest.approx(0.3, abs=0.01)
+    assert entries[-1].undecided < 0.02
+    assert all(entry.price is not None for entry in entries[1:])
+    pruned = [group for group in macs_run.report.groups if group.frozen_because is None]
+    assert entries[0].widths == tuple(group.width_before for group in pruned)
+    assert "](mask_phase.svg)" in (macs_run.out / "report.md").read_text(encoding="utf-8")
 
 
 def test_budget_is_kept_and_used(macs_run: Finished) -> None:

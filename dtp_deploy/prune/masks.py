@@ -16,7 +16,8 @@ agree whatever lies between, and no BatchNorm can cancel a mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ from dtp_deploy.prune.choice import (
 )
 from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised
+from dtp_deploy.prune.parametrised import Parametrised, rounded
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.ranks import mean_over_ranks
@@ -48,6 +49,8 @@ from dtp_deploy.transport import (
     Floors,
     TransportProblem,
     TransportResult,
+    budget_price,
+    entropy_bits,
     epsilon_for_softness,
     sinkhorn_step,
     softness,
@@ -129,6 +132,8 @@ class ChannelMasks:
         smallest_cost: cost of one unit in every group.
         scores: one score a unit, all groups one after the other, shape [n,], float64.
         result: the transport result of the present step.
+        price: what the last step's loss would have fallen by, to first order, for as much more budget as the full
+            widths cost; None before the first gradient, and where every layer has a budget of its own.
 
     Raises:
         UsageError: no steps, a latency budget without a cost, or the scores "taylor" without losses.
@@ -188,6 +193,7 @@ class ChannelMasks:
         start = initial_scores(model, prunable, self.settings.scores, losses)
         self.scores = torch.cat(start).cpu().requires_grad_()
         self._learner = ScoreLearner(self.scores, self.settings)
+        self.price: float | None = None
         self._step = 0
         self._epsilon = 1.0
         self._padded = torch.ones(len(self.scores) + 1, device=device, requires_grad=True)
@@ -212,6 +218,17 @@ class ChannelMasks:
         """The cost of the masks, as a share of that of the full widths."""
         return self.result.cost / self.dense_cost
 
+    @property
+    def entropy_bits(self) -> float:
+        """Mean entropy of the masks, see `dtp_deploy.transport.entropy_bits`."""
+        return entropy_bits(self.result.masks)
+
+    @contextmanager
+    def hardened(self) -> Iterator[None]:
+        """Within the context, masks of 0.5 or more are 1 in the model, and the others 0; scores stay as they are."""
+        with rounded([self._padded]):
+            yield
+
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
 
@@ -228,6 +245,8 @@ class ChannelMasks:
         if gradient is not None:
             gradient = mean_over_ranks(gradient[:-1]).to(self.scores)
             self._learner.step(self.result.masks, gradient, self._epsilon, self._step, self.progress)
+            if self.budget.scope == "global":
+                self.price = budget_price(self._problem(self._epsilon), self.result, gradient) * self.dense_cost
             self._padded.grad = None
         self._step += 1
         self.result = self._solve()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
@@ -34,3 +37,18 @@ class Parametrised:
         parametrize.remove_parametrizations(self.module, self.leaf, leave_parametrized=True)
         for name in self.order:  # the parameter came back as the last one: give them their old places
             self.module.register_parameter(name, self.module._parameters.pop(name))
+
+
+@contextmanager
+def rounded(masks: Sequence[Tensor]) -> Iterator[None]:
+    """Within the context, masks of 0.5 or more are 1, and the others 0."""
+    soft = [mask.detach().clone() for mask in masks]
+    with torch.no_grad():
+        for mask in masks:
+            mask.copy_((mask >= 0.5).to(mask))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for mask, before in zip(masks, soft, strict=True):
+                mask.copy_(before)

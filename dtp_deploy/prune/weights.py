@@ -18,7 +18,8 @@ choice within it, and a mask of zero is a weight of zero whatever comes after.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +35,12 @@ from dtp_deploy.modules import device_of
 from dtp_deploy.prune.importance import ScoreStart
 from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised
+from dtp_deploy.prune.parametrised import Parametrised, rounded
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
 from dtp_deploy.ranks import by_first, mean_over_ranks
-from dtp_deploy.transport import softness
+from dtp_deploy.transport import entropy_bits, softness
 
 
 class _WeightMask(nn.Module):
@@ -69,6 +70,7 @@ class WeightMasks:
     Attributes:
         scores: one score a weight, all layers one after the other, shape [n,], float64.
         masks: of the present step, shape [n,].
+        price: None; it is not known for single weights.
 
     Raises:
         UsageError: no steps, a budget that does not fit the granularity, or a solver that is of channels.
@@ -103,6 +105,7 @@ class WeightMasks:
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
         self.scores.requires_grad_()
         self._learner = ScoreLearner(self.scores, self.settings)
+        self.price: float | None = None
         self._step, self._epsilon = 0, 1.0
         self._threshold: Threshold = None
         self._start: Threshold = None
@@ -160,6 +163,24 @@ class WeightMasks:
     def cost_share(self) -> float:
         """The mean mask: the share of the weights that is kept now."""
         return float(self.masks.detach().mean())
+
+    @property
+    def entropy_bits(self) -> float:
+        """Mean entropy of the masks, see `dtp_deploy.transport.entropy_bits`."""
+        return entropy_bits(self.masks)
+
+    @contextmanager
+    def hardened(self) -> Iterator[None]:
+        """Within the context, masks of 0.5 or more are 1 in the model, and the others 0; scores stay as they are."""
+        with rounded(self._masks):
+            yield
+
+    def learned_widths(self) -> dict[str, int]:
+        """Weights of every maskable layer whose masks are 0.5 or more."""
+        return {
+            layer.name: int((mask.detach() >= 0.5).sum())
+            for layer, mask in zip(self.layers.maskable, self._masks, strict=True)
+        }
 
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.

@@ -9,6 +9,8 @@ from dtp_deploy.report.table import layer_rows, milliseconds, percent, points, q
 from dtp_deploy.report.text import flat_rows
 
 _SHOWN_LAYERS = 10
+MASK_PHASE = "mask_phase.svg"
+"""The picture beside the report."""
 _BASIS_WORDS: dict[Basis, str] = {
     "measured": "measured on {target}",
     "predicted": "predicted, not measured",
@@ -55,6 +57,7 @@ def render_markdown(report: Report) -> str:
                 [(g.name, g.width_before, g.width_after, g.frozen_because or "") for g in report.groups],
             ),
         ),
+        *_section("Mask phase", _mask_phase(report)),
         *_section(
             f"Layers ({report.granularity})",
             _table(
@@ -80,6 +83,33 @@ def render_markdown(report: Report) -> str:
         f"SHA-256 of model.onnx: `{report.onnx_sha256}`",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _mask_phase(report: Report) -> str:
+    if not report.mask_phase:
+        return ""
+    rows = [
+        (
+            f"{entry.epoch:.3g}",
+            percent(entry.cost_share),
+            percent(entry.undecided),
+            f"{entry.entropy_bits:.3f}",
+            "not known" if entry.price is None else f"{entry.price / 100:.3g}",
+            points(entry.accuracy_soft),
+            points(entry.accuracy_hard),
+        )
+        for entry in report.mask_phase
+    ]
+    head = (
+        "epoch",
+        "cost",
+        "undecided",
+        "entropy (bits)",
+        "price of 1 % cost (loss)",
+        "soft (points)",
+        "hard (points)",
+    )
+    return f"![How the masks were learned]({MASK_PHASE})\n\n{_table(head, rows)}"
 
 
 def _only_limit_is_predicted(report: Report) -> bool:

@@ -181,6 +181,30 @@ class StageEntry(_Part):
     peak_memory_bytes: Count | None = Field(None, description="largest resident memory of the process meanwhile")
 
 
+class MaskPhaseEntry(_Part):
+    """How the masks stood: before the first step, after every epoch in which masks were learned, and at the end."""
+
+    step: Count = Field(description="training steps done")
+    epoch: NotNegative = Field(description="epochs done")
+    undecided: Fraction = Field(description="share of the masks between 0.02 and 0.98")
+    entropy_bits: NotNegative = Field(description="mean entropy of the masks in bits; 1 where all are 1/2")
+    cost_share: NotNegative = Field(description="cost of the masks over that of the dense network, by the formula")
+    price: float | None = Field(
+        description="what the loss would fall by if the budget gained the dense network's whole cost, to first order, "
+        "the mean since the entry before; null if not known, as with `--per-layer`"
+    )
+    accuracy_soft: Fraction | None = Field(
+        description="the task's metric on the first validation samples, masks as they are; null if not known"
+    )
+    accuracy_hard: Fraction | None = Field(
+        description="the same with masks hardened at 0.5, BatchNorm statistics as they are"
+    )
+    widths: tuple[Count, ...] = Field(
+        description="channels whose masks are 0.5 or more, of every group in `groups` that is not frozen, in order; or "
+        "weights, of every layer in `layers` that is masked"
+    )
+
+
 class StageAccuracyEntry(_Part):
     """The accuracy at one point of the run."""
 
@@ -227,6 +251,7 @@ class Report(_Part):
     layers: tuple[LayerEntry, ...] = Field(
         (), description="layers with weights, where single weights were pruned: masked, and left as they are"
     )
+    mask_phase: tuple[MaskPhaseEntry, ...] = Field((), description="how the masks were learned, epoch by epoch")
     parity: tuple[ParityEntry, ...] = Field(description="every comparison made")
     passes: tuple[PassEntry, ...] = Field(description="passes over the exported graph")
     stages: tuple[StageEntry, ...] = Field(description="the time of each stage")
@@ -240,6 +265,17 @@ class Report(_Part):
         # What is read was written elsewhere: a word of it that happens to be this host's name is no secret of ours.
         if info.context != _READING and (found := find_private(self.model_dump(mode="json"))):
             raise ValueError(f"{found}, and a report is passed on: leave it out (hide_home takes it out)")
+        return self
+
+    @model_validator(mode="after")
+    def _has_widths_of_its_groups(self) -> Self:
+        prunable = sum(group.frozen_because is None for group in self.groups)
+        prunable += sum(layer.left_because is None for layer in self.layers)
+        for entry in self.mask_phase:
+            if len(entry.widths) != prunable:
+                raise ValueError(
+                    f"mask_phase has the widths of {len(entry.widths)} groups or layers, and {prunable} are pruned"
+                )
         return self
 
     def to_json(self) -> str:

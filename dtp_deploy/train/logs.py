@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,8 +42,17 @@ class RunLog:
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         """Write one record, if it is time for one."""
-        if step % self.every:
-            return
+        if step % self.every == 0:
+            self._record(step, stage, scalars)
+
+    def write_epoch(self, step: int, stage: str, values: Mapping[str, Any]) -> None:
+        """Write a record of an epoch, whatever the step: its numbers, those in lists too, and nothing where none is."""
+        scalars = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+        lists = {name: value for name, value in values.items() if isinstance(value, list)}
+        scalars |= {f"{name}/{place}": one for name, value in lists.items() for place, one in enumerate(value)}
+        self._record(step, stage, scalars)
+
+    def _record(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         record = {"step": step, "stage": stage, "time_s": round(time.time(), 3), **scalars}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -15,7 +15,7 @@ t               threshold, the difference of the two dual potentials of the bins
 ==============  ======================================================================================================
 """
 
-from dtp_deploy.transport.annealing import epsilon_for_softness, softness
+from dtp_deploy.transport.annealing import entropy_bits, epsilon_for_softness, softness
 from dtp_deploy.transport.blocks import BlockProblem, BlockResult, epsilon_for_block_softness, solve_blocks
 from dtp_deploy.transport.exact import budget_price, solve_exact
 from dtp_deploy.transport.problem import Floors, LinearCost, MaskCost, MaskCount, TransportProblem
@@ -33,6 +33,7 @@ __all__ = [
     "TransportProblem",
     "TransportResult",
     "budget_price",
+    "entropy_bits",
     "epsilon_for_block_softness",
     "epsilon_for_softness",
     "sinkhorn_step",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from dtp_deploy.errors import TransportError
@@ -29,6 +30,17 @@ def softness(masks: Tensor) -> float:
     """
     masks = masks.detach()
     return float((4 * masks * (1 - masks)).mean())
+
+
+def entropy_bits(masks: Tensor) -> float:
+    """Mean entropy of masks as probabilities, in bits: 1 where all are 1/2, 0 where all are decided.
+
+    >>> import torch
+    >>> entropy_bits(torch.tensor([0.0, 0.5]))
+    0.5
+    """
+    masks = masks.detach().double()
+    return float((torch.special.entr(masks) + torch.special.entr(1 - masks)).mean()) / math.log(2)
 
 
 def epsilon_for_softness(problem: TransportProblem, wanted: float) -> float:

@@ -1,6 +1,7 @@
 """`ChannelMasks`: what goes on the model and comes off it, and what is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,3 +211,30 @@ def test_a_model_that_has_masks_takes_no_others():
     put_on(model, HALF, steps=1)
     with pytest.raises(UsageError, match=r" has masks already, on '.*'\. Call harden\(\) or detach\(\)"):
         ChannelMasks(model, groups_of(network()), HALF, steps=1)
+
+
+def test_masks_hardened_for_a_while_are_zero_or_one_in_the_model_and_come_back():
+    model = network().eval()
+    masks = put_on(model, Budget("macs", 0.4, relative=True), 6)
+    train(model, masks, 4)
+    model.eval()
+    images, _ = batch()
+    soft = model(images).detach()
+    with masks.hardened():
+        inside = masks._padded.detach().clone()
+        hard = model(images).detach()
+    assert set(inside.tolist()) == {0.0, 1.0}
+    assert [int(part.sum()) for part in inside[:-1].split([16, 24, 20])] == list(masks.learned_widths().values())
+    assert not torch.equal(hard, soft)
+    assert torch.equal(model(images), soft)
+    with pytest.raises(RuntimeError, match="stop"), masks.hardened():
+        raise RuntimeError("stop")
+    assert torch.equal(model(images), soft)
+
+
+def test_entropy_is_one_bit_for_a_half_and_zero_for_what_is_decided():
+    masks = put_on(network(), Budget("channels", 0.5, relative=True), 4)
+    masks.result = replace(masks.result, masks=torch.full_like(masks.result.masks, 0.5))
+    assert masks.entropy_bits == pytest.approx(1.0)
+    masks.result = replace(masks.result, masks=torch.ones_like(masks.result.masks))
+    assert masks.entropy_bits == 0.0

@@ -150,6 +150,15 @@ def test_log_holds_one_record_every_few_steps(tmp_path: Path) -> None:
     ]
 
 
+def test_records_of_epochs_come_at_any_step_and_hold_numbers_only(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log")
+    log.write_epoch(3, "mask phase", {"step": 3, "epoch": 1.0, "price": None, "widths": [4, 6]})
+    log.close()
+    (record,) = [json.loads(line) for line in (tmp_path / "log" / "scalars.jsonl").read_text().splitlines()]
+    del record["time_s"]
+    assert record == {"step": 3, "stage": "mask phase", "epoch": 1.0, "widths/0": 4, "widths/1": 6}
+
+
 def test_log_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
