@@ -21,7 +21,7 @@ from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.loading import Dataset
 from dtp_deploy.prune import MaskSettings, make_plan
 from dtp_deploy.prune.choice import allowed_widths, choose_channels, even_widths, uniform_ratio
-from dtp_deploy.prune.importance import unit_norms
+from dtp_deploy.prune.importance import l2
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
@@ -125,7 +125,7 @@ def _random(job: Job, _: Trainer) -> nn.Module:
 
 
 def _l2(job: Job, _: Trainer, *, uniform: bool) -> nn.Module:
-    norms = [unit_norms(job.base, group) for group in job.groups.prunable]
+    norms = l2(job.base, job.groups.prunable)
     return _remove(job, [norm / norm.mean() for norm in norms], uniform)
 
 

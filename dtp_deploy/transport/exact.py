@@ -81,9 +81,12 @@ def _solve(problem: TransportProblem, start: float | None) -> TransportResult:
 
     origin = 0.0  # what x, the ceilings and t are measured from
     dense_cost = problem.checked_dense_cost(float(found[1]))
+    least = torch.zeros_like(x) if ceiling is None else (x - ceiling).sigmoid_()
+    at_least = (least, *problem.cost(least))
     if dense_cost <= problem.budget:
         t, iterations = -math.inf, 1
-    elif evaluate(math.inf)[0] >= 0:
+    elif float(at_least[1]) >= problem.budget:
+        found = at_least
         t, iterations = math.inf, 2
     else:
         tolerance = _TOLERANCE * problem.budget
@@ -235,7 +238,7 @@ class _Masks(torch.autograd.Function):
         masks, unit_costs, held = ctx.saved_tensors
         g = gradient.to(torch.float64)
         v = (1 - masks).mul_(masks)
-        benefit = g - unit_costs * _mu(v if held is None else v * ~held, unit_costs, g)
+        benefit = torch.addcmul(g, unit_costs, _mu(v if held is None else v * ~held, unit_costs, g), value=-1)
         if held is not None:
             group, groups = ctx.floors.group, len(ctx.floors.mass)
             zeros = torch.zeros(groups, dtype=v.dtype, device=v.device)
