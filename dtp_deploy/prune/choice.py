@@ -70,10 +70,9 @@ def uniform_ratio(cost: WidthFunction, units: Tensor, limit: float) -> float:
         excess = float(value) - limit
         low, high = (low, ratio) if excess > 0 else (ratio, high)
         newton = ratio - excess / float(gradient @ units)
-        following = newton if low < newton < high else (low + high) / 2
-        if abs(following - ratio) <= 1e-15:
+        if abs(newton - ratio) <= 1e-15:  # before the bracket is asked: its ends are the root by then
             break
-        ratio = following
+        ratio = newton if low < newton < high else (low + high) / 2
     return ratio
 
 

@@ -269,7 +269,8 @@ class ChannelMasks:
 
     def _ratio_now(self) -> float:
         """The uniform mask that meets the budget of this step."""
-        return uniform_ratio(self.cost, self._units, self._budget_now())
+        budget = self._budget_now()
+        return self.ratio if budget == self.limit else uniform_ratio(self.cost, self._units, budget)
 
     def _budget_now(self) -> float:
         return self.settings.budget_at(self.progress, self.limit, self.dense_cost)

@@ -109,6 +109,21 @@ def test_the_uniform_ratio_costs_the_limit(case, share):
         assert float(cost(ratio * units)[0]) == pytest.approx(limit, rel=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.31, 0.5, 0.77, 0.999])
+def test_the_uniform_ratio_is_found_in_a_few_newton_steps(share):
+    calls = []
+
+    def cost(widths):  # quadratic, as MACs are: once it is found, no bisection may follow
+        calls.append(widths)
+        return (widths * widths).sum() + widths.sum(), 2 * widths + 1
+
+    units = torch.tensor([16.0, 32.0, 64.0], dtype=torch.float64)
+    limit = share * float(cost(units)[0])
+    ratio = uniform_ratio(cost, units, limit)
+    assert len(calls) <= 13
+    assert float(cost(ratio * units)[0]) == pytest.approx(limit, rel=1e-14)
+
+
 @given(choices(), st.floats(0, 1), st.integers(1, 4))
 def test_floors_never_cost_more_than_the_limit_unless_one_unit_each_does(case, share, least):
     groups, _, cost, _, limit = case
