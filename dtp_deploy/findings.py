@@ -74,8 +74,10 @@ class Findings:
             with self.progress.task(name):
                 yield
         finally:
-            before = self.stages.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
+            before = self.stages.get(name, {"seconds": 0.0, "peak_memory_bytes": 0, "peak_gpu_memory_bytes": None})
+            on_gpu = (before["peak_gpu_memory_bytes"], memory.gpu_bytes())
             self.stages[name] = {
                 "seconds": before["seconds"] + time.perf_counter() - start,
                 "peak_memory_bytes": max(before["peak_memory_bytes"], memory.bytes()),
+                "peak_gpu_memory_bytes": max((peak for peak in on_gpu if peak is not None), default=None),
             }

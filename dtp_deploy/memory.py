@@ -1,26 +1,35 @@
-"""The peak memory of a part of a run, as the system counts it."""
+"""The memory of a part of a run, as the system and the device count it."""
 
 import resource
 from pathlib import Path
 
+import torch
+
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-class PeakMemory:
-    """Peak resident memory of this process since `start`, in bytes.
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a CUDA device; 0 for any other, which needs nothing to be brought to it."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
-    Linux can forget the peak so far; where it does not allow that, the peak of the whole process is given.
+
+class PeakMemory:
+    """Peak memory of this process since `start`, in bytes: resident, and on its CUDA device.
+
+    Linux can forget the resident peak so far; where it does not allow that, the peak of the whole process is given.
     """
 
     def start(self) -> None:
-        """Forget the peak so far."""
+        """Forget the peaks so far."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         try:
             _RESET.write_text("5")
         except OSError:
             return
 
     def bytes(self) -> int:
-        """The peak since then."""
+        """The resident peak since then."""
         try:
             for line in _STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -28,3 +37,7 @@ class PeakMemory:
         except OSError:
             pass
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def gpu_bytes(self) -> int | None:
+        """The peak of PyTorch's tensors on the present CUDA device since then; None where there is no such device."""
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

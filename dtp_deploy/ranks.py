@@ -7,7 +7,7 @@ first, does everything else: it exports, measures, writes and talks.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -84,6 +84,26 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 def any_rank(flag: bool) -> bool:
     """Whether any process says yes."""
     return float(mean_over_ranks(torch.tensor(float(flag)))) > 0
+
+
+def from_all_ranks(value: _Value) -> list[_Value]:
+    """What every process gives here, by rank."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give tensors, the same ones in all processes, the values that they have in the first."""
+    if not _several():
+        return
+    for tensor in tensors:
+        value = tensor.detach().contiguous()
+        distributed.broadcast(value, src=0)
+        with torch.no_grad():
+            tensor.copy_(value)
 
 
 def by_first(compute: Callable[[], _Value]) -> _Value:

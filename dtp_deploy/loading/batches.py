@@ -17,6 +17,7 @@ from dtp_deploy.modules import Inputs
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 """What training images can go through. "shift" moves each by up to an eighth of its sides, zeros moving in;
 "shift-flip" also mirrors about half of them, left to right, which turns some classes (digits, text) into others."""
+_SHARE_FOR_DATA = 0.25
 
 
 class TrainBatches:
@@ -54,6 +55,25 @@ class TrainBatches:
         self._epoch_start = self._generator.get_state()
         self._position = 0  # batches given of the epoch that began at _epoch_start
         self._resuming = False
+        self._rows = slice(None)
+
+    def share(self, rank: int, world: int) -> None:
+        """See `TrainStream.share`."""
+        check_shares(self._batch_size, world)
+        self._rows = slice(rank, None, world)
+
+    def keep_on(self, device: torch.device, free_bytes: int) -> bool:
+        """Hold the arrays on a device from now on, if they take no more than a quarter of what is free there.
+
+        What is drawn at random stays the same: batches are, but for where they lie.
+
+        Returns:
+            Whether they do.
+        """
+        fits = _SHARE_FOR_DATA * free_bytes >= self._x.nbytes + self._y.nbytes
+        if fits:
+            self._x, self._y = self._x.to(device), self._y.to(device)
+        return fits
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -72,8 +92,9 @@ class TrainBatches:
             order = self._order()
         for chosen in order[self._position :].unbind():
             self._position += 1
+            # All of the batch is augmented, so that all processes draw alike.
             x = augmented(self._x[chosen], self._augment, self._generator)
-            yield (x,), self._y[chosen]
+            yield (x[self._rows],), self._y[chosen[self._rows]]
 
     def state(self) -> dict[str, Any]:
         """Where the stream is: the batches given of this epoch, and the generator at its start and now."""
@@ -109,6 +130,18 @@ class CountedStream(ABC):
         self._epoch = -1
         self._position = 0
         self._resuming = False
+        self._rows = slice(None)
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int | None:
+        """Samples of a whole batch; None where only the batches tell."""
+
+    def share(self, rank: int, world: int) -> None:
+        """See `TrainStream.share`."""
+        if self.batch_size is not None:
+            check_shares(self.batch_size, world)
+        self._rows = slice(rank, None, world)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -116,7 +149,7 @@ class CountedStream(ABC):
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch, from position `start` on."""
+        """This process's rows of the batches of an epoch, from position `start` on."""
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch, or, the first time after `load_state`, what is left of the epoch that the state was taken in."""
@@ -153,6 +186,19 @@ def check_batching(batch_size: int, augment: str = "none") -> None:
         raise UsageError(f"The augmentation {augment!r} is unknown. Give one of {', '.join(AUGMENTATIONS)}.")
 
 
+def check_shares(count: int, world: int) -> None:
+    """Check that batches can be shared by processes.
+
+    Raises:
+        UsageError: some would get more than others.
+    """
+    if count % world:
+        raise UsageError(
+            f"Batches of {count} samples cannot be shared evenly by {world} processes. Give a --batch-size that is a "
+            f"multiple of {world}, and no more than there are training samples."
+        )
+
+
 def check_finite(name: str, inputs: Inputs) -> None:
     """Check the inputs of the first validation batch: one NaN makes every weight NaN.
 
@@ -183,7 +229,7 @@ def augmented(x: Tensor, augment: str, generator: torch.Generator) -> Tensor:
     x = _shift(x, generator)
     if augment == "shift-flip":
         mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        x = torch.where(mirrored[:, None, None, None].to(x.device), x.flip(-1), x)
     return x
 
 

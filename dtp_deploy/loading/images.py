@@ -20,6 +20,7 @@ from dtp_deploy.loading.batches import CountedStream, augmented, check_batching,
 from dtp_deploy.loading.preprocessing import Preprocessing
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.loading.wording import cause, listing
+from dtp_deploy.ranks import from_all_ranks
 
 _DAMAGED_SHARE = 0.05
 _NO_SEED = -1
@@ -53,6 +54,12 @@ class Damage:
                 f"--data {self._root}: {len(self._reasons)} of {self._total} pictures cannot be read "
                 f"({self._named()}). At most {self._limit} may be damaged (5 %, at least 1). Replace or remove them."
             )
+
+    def pool(self) -> None:
+        """Count what other processes found too, who may have the folder in another place."""
+        mine = {path.relative_to(self._root): reason for path, reason in self._reasons.items()}
+        for found in from_all_ranks(mine):
+            self.add({self._root / path: reason for path, reason in found.items()})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -176,6 +183,10 @@ class PictureFolder:
         """
         return self._decoded(self._train, keys, augment, substitutes=len(self._train.files) - 1)
 
+    def pool_damage(self) -> None:
+        """Learn which pictures other processes found damaged, and tell them. All call it at the same time."""
+        self._damage.pool()
+
     @property
     def train_size(self) -> int:
         """Pictures of the training part."""
@@ -246,6 +257,10 @@ class _PictureStream(CountedStream):
         self._folder, self._seed, self._augment = folder, seed, augment
         self._batch_size = min(batch_size, folder.train_size)
 
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
     def __len__(self) -> int:
         return self._folder.train_size // self._batch_size
 
@@ -255,9 +270,13 @@ class _PictureStream(CountedStream):
         order = order[: len(self) * self._batch_size].view(len(self), self._batch_size)
         keys = (
             [(index, mixed_seed(self._seed, epoch, index)) for index in chosen.tolist()]
-            for chosen in order[start:].unbind()
+            for chosen in order[start:, self._rows].unbind()
         )
-        return self._folder.training_batches(keys, self._augment)
+        shared = self._rows != slice(None)
+        for position, batch in enumerate(self._folder.training_batches(keys, self._augment), start + 1):
+            if shared and position == len(self):
+                self._folder.pool_damage()
+            yield batch
 
 
 @dataclass(frozen=True)

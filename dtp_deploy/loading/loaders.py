@@ -13,7 +13,7 @@ from dtp_deploy.loading.batches import CountedStream, check_batching, check_fini
 from dtp_deploy.loading.factory import import_object
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.loading.wording import cause, kind_text, shape_text
-from dtp_deploy.modules import Inputs
+from dtp_deploy.modules import Inputs, rows_of
 
 _T = TypeVar("_T")
 _BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."
@@ -163,6 +163,10 @@ class _LoaderStream(CountedStream):
         super().__init__()
         self._data, self._seed = data, seed
 
+    @property
+    def batch_size(self) -> None:
+        return None
+
     def __len__(self) -> int:
         return self._data.train_length
 
@@ -172,13 +176,23 @@ class _LoaderStream(CountedStream):
             if count == len(self):
                 break  # a loader may give more than its length says; the schedule counts on the length
             if count >= start:
-                yield batch
+                yield self._shared(batch)
             count += 1
         if count < len(self):
             raise InputError(
                 f"--data {self._data.name}: the training loader gave {count} batches, and its length is {len(self)}. "
                 "Let __len__ tell the number of batches."
             )
+
+    def _shared(self, batch: Batch) -> Batch:
+        inputs, targets = batch
+        count, world = len(inputs[0]), self._rows.step or 1
+        if count % world:
+            raise InputError(
+                f"--data {self._data.name}: a training batch has {count} samples, which {world} processes cannot share "
+                f"evenly. Let the loader give multiples of {world}, with drop_last=True."
+            )
+        return rows_of(inputs, self._rows), rows_of(targets, self._rows)
 
 
 class _GlobalRandomness:

@@ -27,6 +27,17 @@ class TrainStream(Protocol):
         """One epoch, or, the first time after `load_state`, the rest of the epoch that the state was taken in."""
         ...
 
+    def share(self, rank: int, world: int) -> None:
+        """Give only every `world`-th sample of each batch from now on, from `rank` on.
+
+        All processes go through the same batches, so together they see what a single one would; the state stays that of
+        the whole stream, and a run may go on with another number of them.
+
+        Raises:
+            UsageError: a batch cannot be shared evenly.
+        """
+        ...
+
     def state(self) -> dict[str, Any]:
         """Where the stream is, in plain values and tensors, which `torch.load(weights_only=True)` reads again."""
         ...

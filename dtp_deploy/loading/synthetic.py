@@ -87,6 +87,10 @@ class _SyntheticStream(CountedStream):
         self._data, self._seed, self._augment = data, seed, augment
         self._batch_size = min(batch_size, _TRAIN_SIZE)
 
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
     def __len__(self) -> int:
         return _TRAIN_SIZE // self._batch_size
 
@@ -94,7 +98,8 @@ class _SyntheticStream(CountedStream):
         for position in range(start, len(self)):
             generator = _generator(self._seed, epoch, position)
             inputs = self._data.draw(self._batch_size, generator)
-            yield tuple(augmented(x, self._augment, generator) if x.ndim == 4 else x for x in inputs), None
+            whole = [augmented(x, self._augment, generator) if x.ndim == 4 else x for x in inputs]
+            yield tuple(x[self._rows] for x in whole), None
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -179,6 +179,9 @@ class StageEntry(_Part):
     name: str = Field(description="the stage")
     seconds: NotNegative = Field(description="how long it took")
     peak_memory_bytes: Count | None = Field(None, description="largest resident memory of the process meanwhile")
+    peak_gpu_memory_bytes: Count | None = Field(
+        None, description="largest memory of its tensors on the CUDA device meanwhile; null without one"
+    )
 
 
 class MaskPhaseEntry(_Part):

@@ -140,7 +140,7 @@ IMAGES = idx_bytes(np.zeros((2, 4, 5), np.uint8))
         ),
         (b"", "is empty (0 bytes). Copy or save it again."),
         (
-            gzip.compress(IMAGES)[:-10],
+            gzip.compress(IMAGES, mtime=0)[:-10],
             "is truncated or damaged (EOFError: Compressed file ended before the end-of-stream marker was reached). "
             f"{AGAIN}",
         ),

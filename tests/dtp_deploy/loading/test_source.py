@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from dtp_deploy.errors import UsageError
+from dtp_deploy.errors import DtpError, UsageError
 from dtp_deploy.loading.data import load_data
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
+from dtp_deploy.modules import rows_of
 
 KINDS = ["npz", "folder", "flat folder", "synthetic", "loaders"]
 BATCH = 3
@@ -162,6 +163,43 @@ def test_another_state_gives_other_batches(data: DataSource) -> None:
     list(islice(endless(first), 2))
     second.load_state(state)
     assert not all_same(list(islice(endless(first), 2)), list(islice(endless(second), 2)))
+
+
+def test_the_shares_of_processes_together_are_the_batches(data: DataSource) -> None:
+    whole = list(islice(endless(data.train(BATCH, 5, augmentation(data))), 7))
+    for rank in range(3):
+        stream = data.train(BATCH, 5, augmentation(data))
+        stream.share(rank, 3)
+        parts = [next(endless(stream))]
+        again = data.train(BATCH, 5, augmentation(data))
+        again.share(rank, 3)
+        again.load_state(stream.state())
+        parts += islice(endless(again), 6)
+        rows = slice(rank, None, 3)
+        assert all_same(parts, [(rows_of(inputs, rows), rows_of(targets, rows)) for inputs, targets in whole])
+
+
+def test_batches_that_cannot_be_shared_evenly(make: Callable[[str], DataSource]) -> None:
+    for kind in KINDS:
+        data = make(kind)
+        stream = data.train(BATCH, 0)
+        expected = (
+            "Batches of 3 samples cannot be shared evenly by 2 processes. Give a --batch-size that is a multiple of 2, "
+            "and no more than there are training samples."
+        )
+        if kind == "loaders":
+            expected = (
+                f"--data {data.name}: a training batch has 3 samples, which 2 processes cannot share evenly. Let the "
+                "loader give multiples of 2, with drop_last=True."
+            )
+
+        def use(stream: TrainStream = stream) -> None:
+            stream.share(0, 2)
+            next(iter(stream))
+
+        with pytest.raises(DtpError) as caught:
+            use()
+        assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("batch_size", [0, -4])
