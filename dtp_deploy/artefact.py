@@ -121,11 +121,7 @@ def write_report(report: Report, directory: Path) -> None:
     Raises:
         InputError: they cannot be written.
     """
-    from dtp_deploy.report import MASK_PHASE, render_markdown, render_mask_phase
-
-    texts = {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: render_markdown(report)}
-    if (picture := render_mask_phase(report)) is not None:
-        texts[MASK_PHASE] = picture
+    texts = _texts_of(report)
     partials = {name: directory / f".{name}.{os.getpid()}.partial" for name in texts}
     try:
         for name, text in texts.items():
@@ -144,6 +140,21 @@ def write_report(report: Report, directory: Path) -> None:
         for partial in partials.values():
             with suppress(OSError):
                 partial.unlink()
+
+
+def add_report(report: Report, partial: Path) -> None:
+    """Write the report into a folder that `open_artefact` gave, which also tells of a disk that is full."""
+    for name, text in _texts_of(report).items():
+        (partial / name).write_text(text, encoding="utf-8")
+
+
+def _texts_of(report: Report) -> dict[str, str]:
+    from dtp_deploy.report import MASK_PHASE, render_markdown, render_mask_phase
+
+    texts = {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: render_markdown(report)}
+    if (picture := render_mask_phase(report)) is not None:
+        texts[MASK_PHASE] = picture
+    return texts
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
