@@ -24,10 +24,10 @@ from dtp_deploy.artefact import (
     MODULE,
     PLAN,
     WEIGHTS,
+    add_report,
     open_artefact,
     save_module,
     save_weights,
-    write_report,
 )
 from dtp_deploy.budget import Budget, amount, check_budgets, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
@@ -44,7 +44,7 @@ from dtp_deploy.graph import Groups, find_groups
 from dtp_deploy.identity import identity
 from dtp_deploy.latency.timing import can_measure, is_predicted, time_models
 from dtp_deploy.limits import Limits, Workbench, make_limits
-from dtp_deploy.loading.source import DataSource, TrainStream
+from dtp_deploy.loading.source import DataSource
 from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
@@ -52,7 +52,7 @@ from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, WeightLayers, find_weights, hold_zeros, prove, remove_channels
 from dtp_deploy.prune.plan import compose
 from dtp_deploy.prune.weights import counted
-from dtp_deploy.ranks import by_first, default_device, joined, rank, world_size
+from dtp_deploy.ranks import by_first, default_device, joined, rank
 from dtp_deploy.report import Report
 from dtp_deploy.summary import Outcome, pooled
 from dtp_deploy.target import TargetSpec, find_target, parse_target
@@ -61,7 +61,7 @@ from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 from dtp_deploy.train.logs import RunLog
 from dtp_deploy.train.loop import check_model
 from dtp_deploy.train.losses import check_scores, losses_on
-from dtp_deploy.train.sharding import ShardedStream
+from dtp_deploy.train.stream import open_stream
 
 _FINAL_ATTEMPTS = 3
 _RUN_AWAY = 1e12
@@ -183,7 +183,7 @@ def compress(
                 stack.callback(log.close)
             run.go(model, folder, Path(scratch), keeper.load() if resume else None)
             report = by_first(lambda: run.outcome(model_name or type(model).__name__).report())
-        by_first(lambda: write_report(report, folder))
+        by_first(lambda: add_report(report, folder))
     for entry in (report.budget, *report.further_budgets):
         if entry.met is False:
             known = "are predicted" if entry.basis == "predicted" else "were reached"
@@ -233,9 +233,7 @@ class _Run:
             self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
         with self.findings.stage("budget"):
             self.pruning = self._pruning(dense, found, scratch, saved)
-        stream: TrainStream = self.data.train(settings.batch_size, settings.seed, settings.augment)
-        if world_size() > 1:
-            stream = ShardedStream(stream, settings.batch_size, rank(), world_size())
+        stream = open_stream(self.data, settings, self.device)
         teacher = copy.deepcopy(dense).to(self.device)
         trainer = Trainer(stream, self.task, settings, teacher)
         if saved is not None:

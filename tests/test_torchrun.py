@@ -14,24 +14,36 @@ import pytest
 import torch
 
 SCRIPT = """
-import sys
+import os, sys
 import torch
 from torch import nn
 import dtp_deploy
+import dtp_deploy.granularity as granularity
 from dtp_deploy.loading import load_data
 from dtp_deploy.profile.measure import MeasureSettings
 
-def make():
+def make(norm):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)
+        nn.Conv2d(1, 12, 3), norm(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), norm(16), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 10),
     )
+
+class Telling(granularity.ChannelMasks):
+    def harden(self, plan=None):
+        plan = super().harden(plan)
+        found = {"scores": self.scores.detach(), "masks": self.result.masks.detach(), "plan": plan.to_json()}
+        torch.save(found | {"model": self.model.state_dict()}, f"{out}.rank{os.environ.get('RANK', '0')}")
+        return plan
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, resume, minutes = sys.argv[1], sys.argv[2] == "resume", float(sys.argv[3])
+    granularity.ChannelMasks = Telling
+    model = make(nn.BatchNorm2d if sys.argv[5] == "norm" else nn.Identity)
+    budget = dtp_deploy.parse_budget("macs", "50%")
     dtp_deploy.compress(
-        make(), data=load_data("digits"), budget=dtp_deploy.parse_budget("macs", "50%"), out=out, resume=resume,
+        model, data=load_data("digits"), budget=budget, out=out, resume=resume,
         settings=dtp_deploy.Settings(epochs=int(sys.argv[4]), batch_size=128), checkpoint_minutes=minutes,
         measuring=MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0),
     )
@@ -51,9 +63,17 @@ def command(folder: Path, processes: int, *arguments: str) -> list[str]:
     return [sys.executable, *(launcher if processes > 1 else []), str(script), *arguments]
 
 
-def run(folder: Path, processes: int, name: str, how: str = "fresh", minutes: str = "10", epochs: str = "1") -> str:
+def run(
+    folder: Path,
+    processes: int,
+    name: str,
+    how: str = "fresh",
+    minutes: str = "10",
+    epochs: str = "1",
+    norm: str = "plain",
+) -> str:
     finished = subprocess.run(
-        command(folder, processes, str(folder / name), how, minutes, epochs),
+        command(folder, processes, str(folder / name), how, minutes, epochs, norm),
         capture_output=True,
         text=True,
         timeout=300,
@@ -90,9 +110,32 @@ def test_two_and_four_processes_learn_the_masks_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_with_batchnorm_all_processes_have_the_same_masks_and_plan(tmp_path: Path) -> None:
+    run(tmp_path, 2, "out", norm="norm")
+    first, second = (torch.load(tmp_path / f"out.rank{rank}") for rank in (0, 1))
+    assert torch.equal(first["scores"], second["scores"])
+    assert torch.equal(first["masks"], second["masks"])
+    assert first["plan"] == second["plan"]
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["budget"]["met"]
+    assert all(entry["passed"] for entry in report["parity"])
+    assert [entry["stage"] for entry in report["accuracy_stages"]] == [
+        "dense",
+        "after hardening",
+        "after fine-tuning",
+        "delivered",
+    ]
+    written = weights(tmp_path / "out")
+    assert written["1.running_mean"].shape == written["0.bias"].shape
+    assert written["1.num_batches_tracked"] > 0
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        command(tmp_path, 2, str(tmp_path / "out"), "fresh", "0", "60"),
+        command(tmp_path, 2, str(tmp_path / "out"), "fresh", "0", "30", "norm"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -115,27 +158,6 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path: P
     assert running.returncode != 0
     assert "SIGKILL" in said or "Signal 9" in said
     assert not (tmp_path / "out").exists()
-    run(tmp_path, 1, "out", "resume", "10", "60")
+    run(tmp_path, 1, "out", "resume", "10", "30", "norm")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["resumed_from_step"] >= 4
-
-
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    from dtp_deploy.errors import UsageError
-    from dtp_deploy.loading import load_data
-    from dtp_deploy.train.sharding import ShardedStream
-
-    with pytest.raises(UsageError, match=r"--batch-size 10 cannot be shared by 4 processes\. Give a multiple of 4\."):
-        ShardedStream(load_data("digits").train(10, seed=0), 10, rank=0, world=4)
-
-
-def test_shares_together_are_the_batch() -> None:
-    from dtp_deploy.loading import load_data
-    from dtp_deploy.train.sharding import ShardedStream
-
-    data = load_data("digits")
-    (whole,), targets = next(iter(data.train(8, seed=0)))
-    shares = [next(iter(ShardedStream(data.train(8, seed=0), 8, rank, 2))) for rank in (0, 1)]
-    for rank, ((x,), y) in enumerate(shares):
-        assert torch.equal(x, whole[rank::2])
-        assert torch.equal(y, targets[rank::2])

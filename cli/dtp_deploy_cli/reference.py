@@ -26,7 +26,11 @@ Every option of `compress` is also a key of `dtp-deploy.toml`, which is read whe
 `dtp-deploy init` writes an example with all keys. A table `[targets.NAME]` with a `kind` and its options makes
 `--target NAME`.
 
-Several processes: `torchrun --nproc-per-node 2 -m dtp_deploy_cli compress ...`. The first one talks.
+Several processes: `torchrun --nproc-per-node 2 -m dtp_deploy_cli compress ...`. The first one talks. `--batch-size` is
+that of all together, and a multiple of their number; each decodes its share alone, but loaders of your own are gone
+through by every process. BatchNorm normalises by the whole batch on CUDA devices, and by each process's share on CPUs.
+If the first batch is too large for the memory of one process, all go on in smaller parts; if memory runs out later, the
+run ends, and `--resume` goes on, with another number of processes if you like.
 
 This page is made from the help texts: `python -m dtp_deploy_cli.reference > docs/cli.md`."""
 

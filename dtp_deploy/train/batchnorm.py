@@ -1,11 +1,38 @@
-"""BatchNorm statistics, estimated anew for the network that is left after removal."""
+"""BatchNorm in training: over all processes, and estimated anew for the network that is left after removal."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from dtp_deploy.modules import Inputs, device_of
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextmanager
+def synchronised_batchnorm(model: nn.Module) -> Iterator[None]:
+    """Within the block BatchNorm takes its statistics from the batch of all processes.
+
+    Every layer is replaced by one that shares its tensors, and put back at the end: whoever exports the model, or
+    removes channels from it, meets the layers that it was made of. Subclasses of BatchNorm, which may do more than
+    normalise (timm's hold the activation), stay what they are.
+    """
+    replaced = [
+        (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path and type(module) in _PLAIN
+    ]
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    stand_ins = {module: convert(module) for _, _, module in replaced}
+    for parent, name, module in replaced:
+        setattr(parent, name, stand_ins[module])
+    try:
+        yield
+    finally:
+        for parent, name, module in replaced:
+            setattr(parent, name, module)
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:

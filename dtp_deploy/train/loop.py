@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +15,15 @@ from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.ranks import world_size
+from dtp_deploy.ranks import any_rank, mean_over_ranks, world_size
 from dtp_deploy.task import Task
+from dtp_deploy.train.layout import channels_last, gains_from_channels_last, images_last
 from dtp_deploy.train.losses import task_loss, to_device
 from dtp_deploy.train.settings import Settings
+from dtp_deploy.train.together import trained_together
+
+_COPIES_LATER = 2
+"""How often the parameters will lie in memory besides: as the optimiser's momentum, and in what processes share."""
 
 
 class Trainer:
@@ -32,7 +38,7 @@ class Trainer:
     Attributes:
         total_steps: steps of the whole run.
         step: steps done so far.
-        loss: of the last step.
+        loss: of the last step, of all processes together.
         parts: in how many parts a batch goes through the model; more than one after the memory was too small.
 
     Raises:
@@ -52,6 +58,7 @@ class Trainer:
         self.loss = math.nan
         self.parts = 1
         self._progress = SILENT
+        self._images_last = False
         self._batches = self._endless()
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -105,15 +112,18 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             forget()
 
-        forward = DistributedDataParallel(model, find_unused_parameters=True) if world_size() > 1 else model
         model.train()
-        with progress.task(name, total=until - self.step) as advance:
+        with progress.task(name, total=until - self.step) as advance, ExitStack() as stack:
+            forward: nn.Module | None = None
             while self.step < until:
                 inputs, targets = next(self._batches)
+                inputs, targets = tuple(x.to(device, non_blocking=True) for x in inputs), to_device(targets, device)
+                if forward is None:
+                    forward = stack.enter_context(self._prepared(model, inputs, targets, start_over))
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate_at(self.step / self.total_steps)
-                moved = tuple(tensor.to(device, non_blocking=True) for tensor in inputs), to_device(targets, device)
-                self.loss = self._backward(forward, *moved, start_over)
+                loss = self._backward(forward, inputs, targets, start_over)
+                self.loss = float(mean_over_ranks(torch.tensor(loss, dtype=torch.float64)))
                 if not math.isfinite(self.loss):
                     raise TrainingError(
                         f"The loss is {self.loss} at step {self.step} of {self.total_steps}: training broke down. "
@@ -132,6 +142,7 @@ class Trainer:
         """Where the run is, in plain values and tensors: the step, the data, the optimiser of the present phase."""
         return {
             "step": self.step,
+            "parts": self.parts,
             "stream": self.stream.state(),
             "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
             "torch_generator": torch.get_rng_state(),
@@ -139,43 +150,127 @@ class Trainer:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go to where a trainer of the same data and settings was; the next `run` goes on with its optimiser."""
-        self.step = state["step"]
+        self.step, self.parts = state["step"], state["parts"]
         self.stream.load_state(state["stream"])
         self._batches = self._endless()
         self._optimizer_state = state["optimizer"]
         torch.set_rng_state(state["torch_generator"])
 
-    def _backward(self, model: nn.Module, inputs: Inputs, targets: Any, start_over: Callable[[], None]) -> float:  # noqa: ANN401
+    @contextmanager
+    def _prepared(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        targets: Any,  # noqa: ANN401
+        start_over: Callable[[], None],
+    ) -> Iterator[nn.Module]:
+        """The model as it is to be called in training, after the first batch told how that can be done.
+
+        Channels are last in memory unless the model cannot take that: one that calls `view` on a feature map, say.
+        """
+        self._images_last = gains_from_channels_last(model, inputs)
+        if self._images_last:
+            rows = slice(2)
+            with channels_last(model):
+                failure = self._rehearse(model, rows_of(inputs, rows), rows_of(targets, rows), start_over)
+            self._images_last = not any_rank(failure is not None)
+        with ExitStack() as stack:
+            if self._images_last:
+                stack.enter_context(channels_last(model))
+                if self.teacher is not None:
+                    stack.enter_context(channels_last(self.teacher))
+            if world_size() > 1:
+                self._fit_all(model, inputs, targets, start_over)
+            yield stack.enter_context(trained_together(model))
+
+    def _fit_all(self, model: nn.Module, inputs: Inputs, targets: Any, start_over: Callable[[], None]) -> None:  # noqa: ANN401
+        """Agree on parts that fit into the memory of every process.
+
+        That is done before they are bound together: from then on, one that runs out of memory in the middle of a step
+        leaves the others waiting for it.
+        """
+        while any_rank(self._rehearse(model, inputs, targets, start_over) is torch.OutOfMemoryError):
+            self._halve(inputs)
+
+    def _rehearse(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        targets: Any,  # noqa: ANN401
+        start_over: Callable[[], None],
+    ) -> type[Exception] | None:
+        """What goes wrong, if anything, when a batch goes forward and back; afterwards everything is as it was."""
+        before = [buffer.clone() for buffer in model.buffers()]
+        device = inputs[0].device
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                later = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(_COPIES_LATER)]
+                self._pass(model, inputs, targets)
+                del later
+        except Exception as error:  # where it is a fault of the user's, the step itself says so
+            return type(error)  # alone: with its traceback it would hold the memory
+        finally:
+            start_over()
+            with torch.no_grad():
+                for buffer, value in zip(model.buffers(), before, strict=True):
+                    buffer.copy_(value)
+        return None
+
+    def _backward(
+        self,
+        forward: nn.Module,
+        inputs: Inputs,
+        targets: Any,  # noqa: ANN401
+        start_over: Callable[[], None],
+    ) -> float:
         """Loss and gradients of a batch, in as many parts as the memory asks for; the mean loss."""
-        count = len(inputs[0])
         while True:
-            size = -(-count // self.parts)
-            total = 0.0
             try:
-                for first in range(0, count, size):
-                    rows = slice(first, first + size)
-                    part = rows_of(inputs, rows)
-                    with self._autocast(part[0].device):
-                        loss = self._loss(model, part, rows_of(targets, rows)) * (len(part[0]) / count)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    total += float(loss.detach())
-                return total
+                return self._pass(forward, inputs, targets)
             except torch.OutOfMemoryError as error:
                 start_over()
                 if world_size() > 1:
                     raise InputError(
-                        f"Out of memory at {size} samples in one of {world_size()} processes. Give a smaller "
-                        "--batch-size, and go on with --resume."
+                        f"Out of memory in one of {world_size()} processes at step {self.step}, although the first "
+                        "batch fitted. Go on with --resume when more memory is free, or start over with --force and a "
+                        "smaller --batch-size."
                     ) from error
-                if size == 1:
-                    raise InputError(
-                        f"A single sample of shape {shapes_of(inputs)} does not fit into the memory of "
-                        f"{inputs[0].device}. Give smaller inputs, or a larger device."
-                    ) from error
-                self.parts *= 2
-                self._progress.note(
-                    f"Out of memory at {size} samples: batches go on in {self.parts} parts, their gradients added up."
-                )
+                self._halve(inputs)
+
+    def _pass(self, forward: nn.Module, inputs: Inputs, targets: Any) -> float:  # noqa: ANN401
+        """Forward and back, part by part; processes share what they found after the last one."""
+        count = len(inputs[0])
+        size = -(-count // self.parts)
+        total = 0.0
+        for first in range(0, count, size):
+            rows = slice(first, first + size)
+            part = rows_of(inputs, rows)
+            if self._images_last:
+                part = images_last(part)
+            bound = isinstance(forward, DistributedDataParallel)
+            with forward.no_sync() if bound and first + size < count else nullcontext():  # type: ignore[operator]
+                with self._autocast(part[0].device):
+                    loss = self._loss(forward, part, rows_of(targets, rows)) * (len(part[0]) / count)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def _halve(self, inputs: Inputs) -> None:
+        """Let batches go on in twice as many parts.
+
+        Raises:
+            InputError: they are single samples already.
+        """
+        size = -(-len(inputs[0]) // self.parts)
+        if size == 1:
+            raise InputError(
+                f"A single sample of shape {shapes_of(inputs)} does not fit into the memory of {inputs[0].device}. "
+                "Give smaller inputs, or a larger device."
+            )
+        self.parts *= 2
+        self._progress.note(
+            f"Out of memory at {size} samples: batches go on in {self.parts} parts, their gradients added up."
+        )
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         """Mixed precision where the device is made for it: bfloat16 on CUDA devices that have it."""
