@@ -17,7 +17,7 @@ from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import any_rank, mean_over_ranks, world_size
 from dtp_deploy.task import Task
-from dtp_deploy.train.layout import channels_last, gains_from_channels_last, images_last
+from dtp_deploy.train.layout import channels_last, gains_from_channels_last, laid_out
 from dtp_deploy.train.losses import task_loss, to_device
 from dtp_deploy.train.settings import Settings
 from dtp_deploy.train.together import trained_together
@@ -245,8 +245,7 @@ class Trainer:
         for first in range(0, count, size):
             rows = slice(first, first + size)
             part = rows_of(inputs, rows)
-            if self._images_last:
-                part = images_last(part)
+            part = laid_out(part, torch.channels_last if self._images_last else torch.contiguous_format)
             bound = isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if bound and first + size < count else nullcontext():  # type: ignore[operator]
                 with self._autocast(part[0].device):

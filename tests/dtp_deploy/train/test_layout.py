@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dtp_deploy.loading import Dataset
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer
-from dtp_deploy.train.layout import channels_last, gains_from_channels_last
+from dtp_deploy.train.layout import channels_last, gains_from_channels_last, laid_out
 
 SETTINGS = Settings(epochs=2, batch_size=8)
 
@@ -118,3 +118,34 @@ def test_only_convolutions_over_images_gain() -> None:
     assert gains_from_channels_last(make(), (image,))
     assert not gains_from_channels_last(nn.Linear(6, 2), (image,))
     assert not gains_from_channels_last(nn.Conv1d(3, 4, 3), (series,))
+
+
+@pytest.mark.parametrize(
+    ("read", "stride", "kernel", "gains"), [(5, 2, 1, False), (8, 2, 1, True), (5, 1, 1, True), (5, 2, 3, True)]
+)
+def test_strided_1x1_convolutions_of_few_channels_stay_channels_first(
+    read: int, stride: int, kernel: int, gains: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, read, 3), nn.Conv2d(read, 10, kernel, stride))
+    assert gains_from_channels_last(model, (torch.zeros(1, 3, 8, 8),)) is gains
+
+
+def test_images_of_one_channel_are_laid_out_by_their_strides() -> None:
+    """Augmented images have such strides: both orders call them contiguous, and a convolution takes them as last."""
+    images = torch.zeros(2, 5, 5, 1).permute(0, 3, 1, 2)
+    assert images.is_contiguous()
+    (first,) = laid_out((images,), torch.contiguous_format)
+    assert first.stride() == (25, 25, 5, 1)
+    (last,) = laid_out((first,), torch.channels_last)
+    assert last.stride() == (25, 1, 5, 1)
+    assert laid_out((last,), torch.channels_last)[0] is last
+
+
+def test_a_narrow_network_with_strided_shortcuts_survives_augmented_images(data: Dataset) -> None:
+    """Channels last, its gradient overran oneDNN's buffers, and the process died sooner or later."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, 10, 1, 2), nn.Flatten(), nn.Linear(90, 3))
+    watcher = Watcher(model[2])
+    model[2] = watcher
+    trainer = Trainer(data.train(8, 0, "shift"), CLASSIFICATION, SETTINGS, None)
+    trainer.run(model, trainer.total_steps)
+    assert not watcher.last
