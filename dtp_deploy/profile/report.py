@@ -167,7 +167,7 @@ def _spread(medians: Floats) -> float:
 
 @dataclass(frozen=True)
 class RatioInterval:
-    """A ratio of two medians, and the interval that holds it with 95 % confidence."""
+    """A ratio of two latencies, and the interval that holds it with 95 % confidence."""
 
     ratio: float
     low: float
@@ -175,12 +175,15 @@ class RatioInterval:
 
 
 def median_ratio(a: LatencyReport, b: LatencyReport, *, seed: int = 0) -> RatioInterval:
-    """a.p50_ms / b.p50_ms with a 95 % interval, for two reports of one call of `measure`.
+    """How many times as long a takes as b, with a 95 % interval, for two reports of one call of `measure`.
+
+    The ratio is **paired**: the median over the rounds of (median of a's block / median of b's block). What slows a
+    round down slows both models, and is gone from their ratio; the ratio of the two p50, each over all rounds, jumps
+    between levels of load where one of them has its middle on another level than the other.
 
     The interval is the percentile bootstrap (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13) over
-    **rounds**: a resample draws whole rounds, with both models' blocks. Samples within a block resemble each other, so
-    drawing them one by one would give an interval that is too narrow; and what slowed a round down slowed both models,
-    so drawing a's and b's blocks apart would give one that is too wide.
+    **rounds**: samples within a block resemble each other, so drawing them one by one would give an interval that is
+    too narrow.
 
     Raises:
         UsageError: the reports have different numbers of blocks, so they were not measured in turns.
@@ -189,19 +192,19 @@ def median_ratio(a: LatencyReport, b: LatencyReport, *, seed: int = 0) -> RatioI
     >>> median_ratio(same, same)
     RatioInterval(ratio=1.0, low=1.0, high=1.0)
     """
+    ratios = _ratios(a, b)
+    draws = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return RatioInterval(float(np.median(ratios)), float(low), float(high))
+
+
+def _ratios(a: LatencyReport, b: LatencyReport) -> Floats:
+    """One a round, shape [R,]."""
     rounds = len(a.block_sizes)
     if rounds != len(b.block_sizes):
         raise UsageError(
             f"The reports have {rounds} and {len(b.block_sizes)} blocks, so they were not measured in turns. "
             "Measure both models in one call of measure()."
         )
-    blocks_a = [np.array(block) for block in a.blocks_ms]
-    blocks_b = [np.array(block) for block in b.blocks_ms]
-    draws = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
-    ratios = [_pooled_median(blocks_a, draw) / _pooled_median(blocks_b, draw) for draw in draws]
-    low, high = np.quantile(ratios, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return RatioInterval(a.p50_ms / b.p50_ms, float(low), float(high))
-
-
-def _pooled_median(blocks: Sequence[Floats], draw: npt.NDArray[np.int64]) -> float:
-    return float(np.median(np.concatenate([blocks[index] for index in draw])))
+    pairs = zip(a.blocks_ms, b.blocks_ms, strict=True)
+    return np.array([np.median(block_a) / np.median(block_b) for block_a, block_b in pairs])
