@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from pydantic import JsonValue
 
 from dtp_deploy.artefact import REPORT_JSON, write_report
-from dtp_deploy.budget import Budget, amount, flag_of
+from dtp_deploy.budget import Statistic, amount, flag_of, parse_budget
 from dtp_deploy.errors import BudgetError, InputError
+from dtp_deploy.latency.verdict import limit_ms
 from dtp_deploy.profile.measure import LatencyReport, median_ratio
 from dtp_deploy.report import Report, hide_home, read_report
 from dtp_deploy.report.schema import BudgetEntry, LatencyEntry
@@ -88,15 +90,15 @@ def _completed(entry: BudgetEntry, pruned: LatencyReport, dense: LatencyReport |
     """A latency budget, judged by the measurement; others are known already."""
     if entry.kind != "latency":
         return entry
+    quantity, _, statistic = entry.requested.partition(" ")
+    budget = parse_budget("latency", quantity, statistic=cast(Statistic, statistic.strip("()") or "p50"))
+    achieved = budget.latency_of(pruned)
     if entry.relative and dense is None:
         # A share of a dense model that was not measured there: nobody can say.
-        return entry.model_copy(update={"achieved": pruned.p50_ms, "met": None, "basis": "measured"})
-    limit = entry.limit
-    if dense is not None and entry.relative:
-        share = float(entry.requested.rstrip("%")) / 100
-        limit = Budget("latency", share, relative=True).limit_for(dense.p50_ms)
-    met = pruned.p50_ms <= limit
-    return entry.model_copy(update={"limit": limit, "achieved": pruned.p50_ms, "met": met, "basis": "measured"})
+        return entry.model_copy(update={"achieved": achieved, "met": None, "basis": "measured"})
+    limit = entry.limit if dense is None else limit_ms(budget, pruned, dense)
+    update = {"limit": limit, "achieved": achieved, "met": achieved <= limit, "basis": "measured"}
+    return entry.model_copy(update=update)
 
 
 def _spec(report: Report) -> TargetSpec:

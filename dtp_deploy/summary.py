@@ -150,14 +150,6 @@ class Outcome:
         return notes
 
 
-def pooled(attempts: Sequence[LatencyReport]) -> LatencyReport:
-    """One report of the samples of all attempts."""
-    if len(attempts) == 1:
-        return attempts[0]
-    blocks = [block for attempt in attempts for block in attempt.blocks_ms]
-    return LatencyReport.from_blocks(blocks, attempts[-1].environment, attempts[-1].layer_times)
-
-
 def model_entry(form: Form, latency: LatencyReport) -> dict[str, Any]:
     """One model, dense or pruned: what it is, and how long it takes, or would take."""
     return {

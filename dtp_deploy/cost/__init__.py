@@ -1,7 +1,7 @@
 """What a network costs, counted on a model or as a function of the widths of its channel groups. No measuring here."""
 
 from dtp_deploy.cost.count import count_macs, count_parameters, macs_per_sample
-from dtp_deploy.cost.latency import ChannelSum, LatencyCost, LayerTime, TimedLayer, channel_sum
+from dtp_deploy.cost.latency import ChannelSum, LatencyCost, LayerTime, Spill, TimedLayer, channel_sum
 from dtp_deploy.cost.network import ChannelCount, NetworkCost, WidthFunction, macs_cost, parameter_cost
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LatencyCost",
     "LayerTime",
     "NetworkCost",
+    "Spill",
     "TimedLayer",
     "WidthFunction",
     "channel_sum",

@@ -1,4 +1,5 @@
-"""Latency as a function of the widths: one table a layer, and how their sum goes. Who fills them is not asked here.
+"""Latency as a function of the widths: one table a layer, and their weights
+together. Who fills them in is not asked here.
 
 A table holds the time of a layer over its numbers of input and output channels. Between the points of its grid the
 time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase the grid lies on the
@@ -94,6 +95,21 @@ class TimedLayer:
     outputs: ChannelSum
 
 
+@dataclass(frozen=True)
+class Spill:
+    """What it costs to fetch weights that do not fit into the target's cache, anew for every run.
+
+    Attributes:
+        each: weights for every pair of an input and an output channel, one a layer, [L,].
+        capacity: weights that fit.
+        ms: for every weight beyond.
+    """
+
+    each: tuple[float, ...]
+    capacity: float
+    ms: float
+
+
 class LatencyCost:
     """Milliseconds of a network as a function of the widths, with its gradient: a `WidthFunction`.
 
@@ -104,9 +120,8 @@ class LatencyCost:
         layers: all timed layers of the network, at least one.
         units: units of each prunable group in the dense model, [G,].
         constant_ms: time that no width changes.
-        bend: of the network's time over the sum s of the layers' times: constant_ms + s + bend * s^2, bend >= 0. A
-            large network runs out of cache, so that its layers together take longer than each alone.
         steps: the target's preferred multiples of input and of output channels.
+        spill: of the weights of all layers together; none by default.
     """
 
     def __init__(
@@ -115,9 +130,11 @@ class LatencyCost:
         units: Sequence[int],
         constant_ms: float,
         steps: tuple[int, int] = (1, 1),
-        bend: float = 0.0,
+        spill: Spill | None = None,
     ) -> None:
-        self.layers, self.constant_ms, self.steps, self.bend = tuple(layers), constant_ms, steps, bend
+        self.layers, self.constant_ms, self.steps = tuple(layers), constant_ms, steps
+        self.spill = spill or Spill((0.0,) * len(self.layers), 0.0, 0.0)
+        self._weights_each = torch.tensor(self.spill.each, dtype=torch.float64)
         self._units = torch.tensor([float(count) for count in units], dtype=torch.float64)
         self._sides = (
             _Side([(layer.inputs, layer.time.inputs) for layer in layers]),
@@ -130,7 +147,7 @@ class LatencyCost:
         self._rise = _RISE * float(self(self._units)[0]) / (len(units) * self._units)
 
     def __call__(self, widths: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self._interpolate([side.channels(widths) for side in self._sides])
+        value, gradient = self._value([side.channels(widths) for side in self._sides])
         return value + self._rise @ widths, gradient + self._rise
 
     def exact(self, widths: Tensor) -> float:
@@ -139,7 +156,7 @@ class LatencyCost:
             _round_up(side.channels(widths), step, side.largest)
             for side, step in zip(self._sides, self.steps, strict=True)
         ]
-        return float(self._interpolate(channels)[0])
+        return float(self._value(channels)[0])
 
     def to_json(self) -> str:
         """As text; `from_json` gives an equal function."""
@@ -149,7 +166,7 @@ class LatencyCost:
                 "units": [int(count) for count in self._units.tolist()],
                 "constant_ms": self.constant_ms,
                 "steps": self.steps,
-                "bend": self.bend,
+                "spill": asdict(self.spill),
             }
         )
 
@@ -170,7 +187,18 @@ class LatencyCost:
             for layer in raw["layers"]
         ]
         inputs, outputs = raw["steps"]
-        return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs), raw["bend"])
+        spill = Spill(tuple(raw["spill"]["each"]), raw["spill"]["capacity"], raw["spill"]["ms"])
+        return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs), spill)
+
+    def _value(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        value, gradient = self._interpolate(channels)
+        inputs, outputs = channels
+        excess = (self._weights_each * inputs * outputs).sum() - self.spill.capacity
+        if excess > 0:
+            by_input, by_output = self._weights_each * outputs, self._weights_each * inputs
+            slopes = by_input @ self._sides[0].slopes + by_output @ self._sides[1].slopes
+            value, gradient = value + self.spill.ms * excess, gradient + self.spill.ms * slopes
+        return value, gradient
 
     def _interpolate(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (row, down, down_slope), (column, right, right_slope) = (
@@ -180,12 +208,10 @@ class LatencyCost:
         a, b = self._ms[layer, row, column], self._ms[layer, row, column + 1]
         c, d = self._ms[layer, row + 1, column], self._ms[layer, row + 1, column + 1]
         upper, lower = a + right * (b - a), c + right * (d - c)
-        total = (upper + down * (lower - upper)).sum()
         by_row = (lower - upper) * down_slope
         by_column = ((b - a) + down * ((d - c) - (b - a))) * right_slope
-        value = self.constant_ms + total + self.bend * total.square()
-        gradient = by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
-        return value, (1 + 2 * self.bend * total) * gradient
+        value = self.constant_ms + (upper + down * (lower - upper)).sum()
+        return value, by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
 
     def preferred_widths(self) -> list[tuple[int, ...]]:
         """For every prunable group the numbers of units that are worth having, ascending; the full one is the last.

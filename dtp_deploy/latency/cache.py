@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT_VARIABLE = "DTP_DEPLOY_CACHE"
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_folder() -> Path:

@@ -50,3 +50,34 @@ def fit_not_negative(features: Floats, measured: Floats) -> Floats:
             x[~used] = 0.0
         x = wanted
     return np.asarray(x / scales, dtype=np.float64)
+
+
+def fit_with_spill(features: Floats, measured: Floats) -> tuple[float, Floats]:
+    """Least squares as above, where the last feature counts only beyond a capacity, which is fitted too.
+
+    Args:
+        features: shape [K, F].
+        measured: shape [K,].
+
+    Returns:
+        The capacity, one of the values of the last feature or 0, and the factors for `with_spill`, [F,].
+
+    >>> weights = np.arange(1.0, 9.0)
+    >>> features = np.stack([np.ones(8), weights], axis=1)
+    >>> capacity, factors = fit_with_spill(features, 2 + 3 * np.maximum(weights - 4, 0))
+    >>> capacity, factors.round(6).tolist()
+    (4.0, [2.0, 3.0])
+    """
+    best = (float("inf"), 0.0, np.zeros(features.shape[1]))
+    for capacity in [0.0, *sorted(features[:, -1].tolist())]:
+        spilled = with_spill(features, capacity)
+        x = fit_not_negative(spilled, measured)
+        error = float(np.square(spilled @ x / measured - 1).sum())
+        if error < best[0] * (1 - _TOLERANCE):
+            best = (error, capacity, x)
+    return best[1], best[2]
+
+
+def with_spill(features: Floats, capacity: float) -> Floats:
+    """The features with the last one replaced by what of it is above the capacity."""
+    return np.column_stack([features[:, :-1], np.maximum(features[:, -1] - capacity, 0.0)])

@@ -16,7 +16,8 @@ from dtp_deploy.latency.layers import LayerSignature
 _IR_VERSION = 10
 COPIES = 3
 """How often a graph holds its layer. Runtimes lay tensors out anew at the ends of a graph, which a layer inside of a
-network does not pay; several copies that share their input, and are added, make that a small part."""
+network does not pay; several copies that share their input, and are added, make that a small part. They share their
+weights too: what fetching weights from memory costs depends on the whole network, and is learned from whole ones."""
 
 
 def write_layer(path: Path, signature: LayerSignature, inputs: int, outputs: int, copies: int = COPIES) -> None:
@@ -31,15 +32,16 @@ def write_layer(path: Path, signature: LayerSignature, inputs: int, outputs: int
     """
     rng = np.random.default_rng(0)
     channels = outputs if signature.is_depthwise else inputs
-    tensors: list[TensorProto] = []
+    weight = _weight(signature, channels, outputs)
+    values = rng.standard_normal(weight).astype(np.float32) / np.sqrt(np.prod(weight[1:]))
+    tensors = [
+        numpy_helper.from_array(values.astype(np.float32), "weight"),
+        numpy_helper.from_array(np.zeros(outputs, np.float32), "bias"),
+    ]
     nodes: list[onnx.NodeProto] = []
     total = ""
     for copy in range(copies):
-        weight = _weight(signature, channels, outputs)
-        values = rng.standard_normal(weight).astype(np.float32) / np.sqrt(np.prod(weight[1:]))
-        tensors.append(numpy_helper.from_array(values.astype(np.float32), f"weight_{copy}"))
-        tensors.append(numpy_helper.from_array(np.zeros(outputs, np.float32), f"bias_{copy}"))
-        names = ["input", f"weight_{copy}", f"bias_{copy}"]
+        names = ["input", "weight", "bias"]
         nodes.append(helper.make_node(signature.op, names, [f"linear_{copy}"], **_attributes(signature, outputs)))
         nodes.append(helper.make_node("Relu", [f"linear_{copy}"], [f"active_{copy}"]))
         if total:

@@ -51,6 +51,11 @@ class LayerSignature:
         """What one implementation in a runtime usually serves."""
         return self.op, self.kernel, self.is_depthwise
 
+    @property
+    def weights_each(self) -> float:
+        """Values of the weight for every pair of an input and an output channel; a depthwise layer has one input."""
+        return math.prod(self.kernel) / max(1, self.groups)
+
     def weights(self, inputs: int, outputs: int) -> int:
         """Values of the weight at some widths."""
         each = math.prod(self.kernel) * outputs

@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dtp_deploy.cost import LatencyCost, LayerTime, TimedLayer
+from dtp_deploy.cost import LatencyCost, LayerTime, Spill, TimedLayer
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.cache import MeasurementCache
-from dtp_deploy.latency.fit import fit_not_negative
+from dtp_deploy.latency.fit import fit_not_negative, fit_with_spill, with_spill
 from dtp_deploy.latency.graphs import COPIES, write_layer
 from dtp_deploy.latency.layers import Layer, LayerSignature, gemm, trace_layers
 from dtp_deploy.latency.probe import LatencyProbe
 from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
+from dtp_deploy.latency.structures import Timed, make_structures, measure_structures
 from dtp_deploy.latency.timing import time_models
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import PruningPlan, make_plan
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.target import TargetSpec, find_target
 
@@ -49,8 +49,7 @@ _LAYER = MeasureSettings(
 _QUANTILE = 25
 """Percentile of the samples that counts here, for whatever statistic: load of others only ever adds to a time."""
 _LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-_UNIFORM = (0.75, 0.5, 0.25)
-_RANDOM = 6
+_RANDOM = 8
 _RANDOM_IF_SLOW = 16
 _AT_ONCE_IF_SLOW = 4
 _OVERHEAD = "overhead"
@@ -67,7 +66,7 @@ class LatencyTable:
             what `cost` is wrong by about the dense network does not matter.
         measured: layer signatures that were measured on the target, now or before.
         estimated: layer signatures whose time follows from the measured ones, as the time cap was reached.
-        fit_error: largest relative error of `cost` on the structures that it was fitted to.
+        errors: relative errors of predicted structures, each by what all the others taught.
         problem: why the measurements could not be kept for the next run; None if they could.
     """
 
@@ -75,17 +74,18 @@ class LatencyTable:
     dense_ms: float
     measured: int
     estimated: int
-    fit_error: float
+    errors: tuple[float, ...]
     problem: str | None = None
 
     def summary(self) -> str:
         """One line for people."""
         inputs, outputs = self.cost.steps
         estimated = f", {self.estimated} estimated" if self.estimated else ""
+        errors = np.abs(self.errors)
         return (
             f"Latency table: {self.measured} kinds of layers measured{estimated}; preferred widths: multiples of "
-            f"{inputs} input and {outputs} output channels; within {self.fit_error:.1%} of the structures it was "
-            "fitted to."
+            f"{inputs} input and {outputs} output channels; structures that it had not seen were off by "
+            f"{np.median(errors):.1%} in the median, {errors.max():.1%} at most."
         )
 
 
@@ -122,8 +122,8 @@ def learn_table(
                 tables[signature] = meter.table(signature, inputs, outputs).rising()
             advance()
     estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
-    plans = _structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
-    times = _measure_structures(probe, plans, cache, progress)
+    plans = make_structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
+    times = measure_structures(probe, plans, cache, progress)
     bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
     cost, error = _fit(bases, layers, probe.groups, times, steps)
     return LatencyTable(cost, times[0][1], len(tables), len(estimated), error, cache.problem)
@@ -306,8 +306,8 @@ def _from_structures(
     probe: LatencyProbe, layers: Sequence[Layer], cache: MeasurementCache, until: float, progress: Progress
 ) -> LatencyTable:
     """Without graphs of single layers: the work of each kind of layer, weighed by whole structures."""
-    plans = _structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
-    times = _measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
+    plans = make_structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
+    times = measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
     kinds = sorted({layer.signature.kind for layer in layers})
     bases = []
     for layer in layers:
@@ -323,98 +323,34 @@ def _from_structures(
     return LatencyTable(cost, times[0][1], 0, len({layer.signature for layer in layers}), error, cache.problem)
 
 
-def _structures(groups: Groups, fingerprint: str, steps: tuple[int, int], random: int) -> dict[str, PruningPlan]:
-    """Structures to be measured whole: the smallest, uniform ones, and random ones; widths on the staircase."""
-    rng = np.random.default_rng(0)
-    step = max(steps)
-    prunable = groups.prunable
-    ratios = {"smallest": [0.0] * len(prunable)}
-    ratios |= {f"uniform {ratio:.0%}": [ratio] * len(prunable) for ratio in _UNIFORM}
-    ratios |= {f"random {number}": rng.uniform(0.2, 1.0, len(prunable)).tolist() for number in range(random)}
-    plans = {}
-    for name, shares in ratios.items():
-        kept = {}
-        for group, share in zip(prunable, shares, strict=True):
-            channels = share * group.width
-            if channels > step:
-                channels = round(channels / step) * step
-            kept[group.name] = range(min(group.units, max(1, round(channels / group.channels_per_unit))))
-        plans[name] = make_plan(groups, kept, fingerprint)
-    return plans
-
-
-Timed = list[tuple[list[float], float]]
-"""Units kept of every prunable group, and milliseconds."""
-
-
-def _measure_structures(
-    probe: LatencyProbe,
-    plans: Mapping[str, PruningPlan],
-    cache: MeasurementCache,
-    progress: Progress,
-    at_once: int | None = None,
-    until: float = float("inf"),
-) -> Timed:
-    """Milliseconds of the dense network and of whole structures, on the scale of the former's first measurement."""
-    groups = probe.groups
-    shapes = [list(tensor.shape) for tensor in groups.inputs]
-    names = list(plans)
-    size = at_once or len(names)
-    found: Timed = []
-    with progress.task("latency of structures", len(names)) as advance:
-        for start in range(0, len(names), size):
-            batch = {name: plans[name] for name in names[start : start + size]}
-            widths = [_units(plan, groups) for plan in batch.values()]
-            key = {"network": fingerprint_of(probe.model), "inputs": shapes, "widths": widths}
-            values = cache.read("structures", key)
-            if values is None:
-                if found and time.monotonic() > until:
-                    break
-                values = [_quiet_ms(report) for report in probe.measure(batch).values()]
-                cache.write("structures", key, values)
-            dense, *others = values
-            if not found:
-                found.append(([float(group.units) for group in groups.prunable], dense))
-            found += [(units, ms * found[0][1] / dense) for units, ms in zip(widths, others, strict=True)]
-            for _ in batch:
-                advance()
-    return found
-
-
-def _units(plan: PruningPlan, groups: Groups) -> list[float]:
-    kept = {choice.name: len(choice.kept_units) for choice in plan.groups}
-    return [float(kept[group.name]) for group in groups.prunable]
-
-
 def _fit(
     bases: Sequence[Sequence[LayerTime]], layers: Sequence[Layer], groups: Groups, times: Timed, steps: tuple[int, int]
-) -> tuple[LatencyCost, float]:
-    """The constant and the factors of the bases that explain whole structures best, and the largest relative error."""
+) -> tuple[LatencyCost, tuple[float, ...]]:
+    """The constant and the factors of the bases that explain whole structures best; and the relative error on every
+    structure but the dense and the smallest when it is predicted from all the others.
+    """
     units = [group.units for group in groups.prunable]
     count = len(bases[0])
+    each = tuple(layer.signature.weights_each for layer in layers)
 
-    def cost_with(factors: Sequence[float], constant: float = 0.0, bend: float = 0.0) -> LatencyCost:
+    def cost_with(factors: Sequence[float], constant: float, capacity: float, spill_ms: float) -> LatencyCost:
         timed = []
         for layer, tables in zip(layers, bases, strict=True):
             total = np.tensordot(np.array(factors), np.array([table.ms for table in tables]), axes=1)
             time_of = _tabulate(tables[0].inputs, tables[0].outputs, total.ravel().tolist())
             timed.append(TimedLayer(time_of, layer.input_channels, layer.output_channels))
-        return LatencyCost(timed, units, constant, steps, bend)
+        return LatencyCost(timed, units, constant, steps, Spill(each, capacity, spill_ms))
 
     widths = [torch.tensor(each, dtype=torch.float64) for each, _ in times]
     measured = np.array([ms for _, ms in times])
-
-    def sums(factors: Sequence[float]) -> Floats:
-        cost = cost_with(factors)
-        return np.array([cost.exact(each) for each in widths])
-
-    columns = [sums([float(base == other) for other in range(count)]) for base in range(count)]
-    factors = fit_not_negative(np.stack([np.ones(len(times)), *columns], axis=1), measured)[1:]
-    total = sums(factors.tolist())
-    constant, factor, bend = fit_not_negative(np.stack([np.ones(len(times)), total, total**2], axis=1), measured)
-    if factor > 0:
-        cost = cost_with((factors * factor).tolist(), float(constant), float(bend / factor**2))
-    else:
-        cost = cost_with(factors.tolist(), float(constant), 0.0)
-    predicted = np.array([cost.exact(each) for each in widths])
-    return cost, float(np.abs(predicted / measured - 1).max())
+    alone = [cost_with([float(base == other) for other in range(count)], 0.0, 0.0, 0.0) for base in range(count)]
+    alone.append(cost_with([0.0] * count, 0.0, 0.0, 1.0))
+    features = np.array([[1.0, *(cost.exact(each) for cost in alone)] for each in widths])
+    errors = []
+    for row in range(2, len(times)):
+        others = np.arange(len(times)) != row
+        capacity, x = fit_with_spill(features[others], measured[others])
+        errors.append(float(with_spill(features[row : row + 1], capacity)[0] @ x / measured[row]) - 1)
+    capacity, x = fit_with_spill(features, measured)
+    constant, *factors, spill_ms = x.tolist()
+    return cost_with(factors, constant, capacity, spill_ms), tuple(errors)

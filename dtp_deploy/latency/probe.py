@@ -52,10 +52,14 @@ class LatencyProbe:
         self.dense_onnx, self.batches, self.settings = dense_onnx, batches, settings
         self._files: dict[tuple[int, ...], Path] = {}
 
-    def measure(self, plans: Mapping[str, PruningPlan]) -> dict[str, LatencyReport]:
-        """A report for every plan, and one under `DENSE` for the dense model, all from one interleaved measurement."""
+    def measure(
+        self, plans: Mapping[str, PruningPlan], settings: MeasureSettings | None = None
+    ) -> dict[str, LatencyReport]:
+        """A report for every plan, and first one under `DENSE` for the dense model, all measured in turns in one fresh
+        process; with other settings than the probe's, if given.
+        """
         models = {DENSE: self.dense_onnx} | {name: self._file(plan) for name, plan in plans.items()}
-        return time_models(models, self.target, self.settings)
+        return time_models(models, self.target, settings or self.settings)
 
     def _file(self, plan: PruningPlan) -> Path:
         widths = tuple(plan.widths().values())

@@ -137,6 +137,19 @@ class LatencyReport:
         parts = np.array_split(np.asarray(samples_ms, np.float64), min(blocks, len(samples_ms)))
         return cls.from_blocks([part.tolist() for part in parts], environment)
 
+    @classmethod
+    def pooled(cls, reports: Sequence[LatencyReport]) -> LatencyReport:
+        """One report of the samples of several measurements of one model, with the last one's environment
+        and times of layers.
+
+        >>> LatencyReport.pooled([LatencyReport.from_blocks([[each]]) for each in (1.0, 2.0)]).blocks_ms
+        ((1.0,), (2.0,))
+        """
+        if len(reports) == 1:
+            return reports[0]
+        blocks = [block for report in reports for block in report.blocks_ms]
+        return cls.from_blocks(blocks, reports[-1].environment, reports[-1].layer_times)
+
     @property
     def blocks_ms(self) -> tuple[tuple[float, ...], ...]:
         """The samples as they were taken: block r was measured in the same round as block r of the other models."""

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtp_deploy.cost import ChannelSum, LatencyCost, LayerTime, TimedLayer, channel_sum
+from dtp_deploy.cost import ChannelSum, LatencyCost, LayerTime, Spill, TimedLayer, channel_sum
 from dtp_deploy.graph import ChannelGroup
 from dtp_deploy.graph.groups import TensorSlice
 
@@ -24,7 +24,8 @@ def staircase(step: int = 8) -> LatencyCost:
         TimedLayer(table((1, 8, 32), (1, 8, 20)), ChannelSum(0.0, (1.0, 0.0)), ChannelSum(0.0, (0.0, 1.0))),
         TimedLayer(table((1, 16, 52), (10,)), ChannelSum(0.0, (1.0, 1.0)), ChannelSum(10.0, (0.0, 0.0))),
     ]
-    return LatencyCost(layers, UNITS, constant_ms=0.5, steps=(step, step), bend=0.2)
+    spill = Spill((0.5, 1.0, 9.0), capacity=2000.0, ms=0.001)
+    return LatencyCost(layers, UNITS, constant_ms=0.5, steps=(step, step), spill=spill)
 
 
 widths = st.tuples(st.floats(1.0, 32.0), st.floats(1.0, 20.0))
@@ -102,3 +103,15 @@ def test_channels_follow_from_the_slices_of_a_group() -> None:
     assert channel_sum("conv.weight", 1, 7, [group]) == ChannelSum(1.0, (2.0,))
     assert channel_sum("conv.weight", 1, 7, [group], factor=4) == ChannelSum(4.0, (8.0,))
     assert channel_sum("conv.weight", 0, 7, [group]) == ChannelSum(7.0, (0.0,))
+
+
+def test_weights_cost_only_beyond_the_capacity() -> None:
+    with_spill = staircase()
+    without = LatencyCost(with_spill.layers, UNITS, 0.5, with_spill.steps)
+
+    def more(*point: float) -> float:
+        x = torch.tensor(point, dtype=torch.float64)
+        return with_spill.exact(x) - without.exact(x)
+
+    assert more(8, 8) == 0.0  # 12 + 64 + 1440 weights
+    assert np.isclose(more(32, 20), 0.001 * (0.5 * 3 * 32 + 32 * 20 + 9 * 52 * 10 - 2000))

@@ -38,7 +38,7 @@ def test_what_was_written_is_read(cache: MeasurementCache) -> None:
         lambda text: "[1, 2]",
         lambda text: text.replace("2.5", "2.6"),
         lambda text: text.replace('"a"', '"b"'),
-        lambda text: text.replace('"format": 1', '"format": 2'),
+        lambda text: text.replace('"format": 2', '"format": 1'),
         lambda text: "\x00\x00",
     ],
     ids=["truncated", "empty", "other JSON", "other value", "other device", "other format", "no text"],
@@ -117,7 +117,7 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 def test_an_entry_says_in_full_what_it_is_of(cache: MeasurementCache) -> None:
     cache.write("layer", KEY, [1.0])
     assert json.loads(only_file(cache).read_text())["key"] == {
-        "format": 1,
+        "format": 2,
         "device": {"device": "a"},
         "kind": "layer",
         **KEY,
