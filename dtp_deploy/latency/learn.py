@@ -6,13 +6,11 @@ what everything around the layers costs. Where building an engine is slow, struc
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,37 +20,22 @@ from dtp_deploy.cost import LatencyCost, LayerTime, Spill, TimedLayer
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.cache import MeasurementCache
 from dtp_deploy.latency.fit import fit_not_negative, fit_with_spill, with_spill
-from dtp_deploy.latency.graphs import COPIES, write_layer
-from dtp_deploy.latency.layers import Layer, LayerSignature, gemm, trace_layers
+from dtp_deploy.latency.layers import Layer, LayerSignature, trace_layers
+from dtp_deploy.latency.meter import Meter, identify, points
 from dtp_deploy.latency.probe import LatencyProbe
-from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
 from dtp_deploy.latency.structures import Timed, make_structures, measure_structures
-from dtp_deploy.latency.timing import time_models
-from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune.plan import fingerprint_of
-from dtp_deploy.target import TargetSpec, find_target
+from dtp_deploy.target import find_target
 
 Floats = npt.NDArray[np.float64]
 
 TIME_CAP_S = 120.0
-_LAYER = MeasureSettings(
-    min_samples=12,
-    min_seconds=0.03,
-    max_seconds=0.5,
-    blocks=4,
-    warm_up_seconds=0.0,
-    max_warm_up_seconds=0.03,
-    repeats=0,
-    timeout_s=180.0,
-)
-_QUANTILE = 25
-"""Percentile of the samples that counts here, for whatever statistic: load of others only ever adds to a time."""
 _LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+_PROBED = 3
 _RANDOM = 8
 _RANDOM_IF_SLOW = 16
 _AT_ONCE_IF_SLOW = 4
-_OVERHEAD = "overhead"
 _MACS, _WEIGHTS, _TRAFFIC = 1, 2, 3  # places in what `_work` gives
 
 
@@ -67,6 +50,7 @@ class LatencyTable:
         measured: layer signatures that were measured on the target, now or before.
         estimated: layer signatures whose time follows from the measured ones, as the time cap was reached.
         errors: relative errors of predicted structures, each by what all the others taught.
+        unsteady: how many of the measurements the load of others disturbed, and how many there are.
         problem: why the measurements could not be kept for the next run; None if they could.
     """
 
@@ -75,6 +59,7 @@ class LatencyTable:
     measured: int
     estimated: int
     errors: tuple[float, ...]
+    unsteady: tuple[int, int] = (0, 0)
     problem: str | None = None
 
     def summary(self) -> str:
@@ -85,7 +70,16 @@ class LatencyTable:
         return (
             f"Latency table: {self.measured} kinds of layers measured{estimated}; preferred widths: multiples of "
             f"{inputs} input and {outputs} output channels; structures that it had not seen were off by "
-            f"{np.median(errors):.1%} in the median, {errors.max():.1%} at most."
+            f"{np.median(errors):.1%} in the median, {errors.max():.1%} at most.{self._disturbance()}"
+        )
+
+    def _disturbance(self) -> str:
+        disturbed, taken = self.unsteady
+        if not disturbed:
+            return ""
+        return (
+            f" Load of other work came and went during {disturbed} of {taken} measurements: for better figures, remove "
+            "them from the cache and calibrate on a quiet machine."
         )
 
 
@@ -112,8 +106,8 @@ def learn_table(
     cache = MeasurementCache(identify(probe.target), cache_folder)
     if find_target(probe.target).build_is_slow:
         return _from_structures(probe, layers, cache, began + time_cap_s, progress)
-    meter = _Meter(probe.target, cache)
-    steps = meter.steps(layers)
+    meter = Meter(probe.target, cache)
+    steps = meter.steps([signature for signature in _by_macs(layers) if signature.groups == 1][:_PROBED])
     grids = _grids(layers, steps)
     tables: dict[LayerSignature, LayerTime] = {}
     with progress.task("latency of layers", len(grids)) as advance:
@@ -123,94 +117,11 @@ def learn_table(
             advance()
     estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
     plans = make_structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
-    times = measure_structures(probe, plans, cache, progress)
+    times, unsteady = measure_structures(probe, plans, cache, progress)
     bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
-    cost, error = _fit(bases, layers, probe.groups, times, steps)
-    return LatencyTable(cost, times[0][1], len(tables), len(estimated), error, cache.problem)
-
-
-def identify(target: TargetSpec) -> dict[str, Any]:
-    """What latencies on a target depend on besides the network: device, runtime, options. Asked of the target itself.
-
-    Raises:
-        TargetError: it does not run.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        environment = time_models({_OVERHEAD: _overhead_graph(Path(folder))}, target, _LAYER)[_OVERHEAD].environment
-    system = {key: environment.get("system", {}).get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
-    known: dict[str, Any] = {
-        key: environment[key] for key in ("engine", "device", "assumptions", "basis") if key in environment
-    }
-    return {"target": target.name, "options": dict(target.options), "system": system, **known}
-
-
-def _quiet_ms(report: LatencyReport) -> float:
-    return float(np.percentile(report.samples_ms, _QUANTILE))
-
-
-def _overhead_graph(folder: Path) -> Path:
-    """As good as nothing: what it takes is what a run costs besides the layers."""
-    path = folder / f"{_OVERHEAD}.onnx"
-    write_layer(path, gemm(1), 16, 16, copies=1)
-    return path
-
-
-class _Meter:
-    """Times of single layers, from the cache or from the target."""
-
-    def __init__(self, target: TargetSpec, cache: MeasurementCache) -> None:
-        self.target, self.cache = target, cache
-
-    def steps(self, layers: Sequence[Layer]) -> tuple[int, int]:
-        """The staircase of the two ungrouped kinds of layers with the most operations, by input and output channels."""
-        signatures = [signature for signature in _by_macs(layers) if signature.groups == 1][:2]
-        found = []
-        for axis in (0, 1):
-            times = []
-            for signature in signatures:
-                widths = probe_widths(axis, signature)
-                values = self._times(signature, widths)
-                times.append({width[axis]: value for width, value in zip(widths, values, strict=True)})
-            found.append(find_step(times))
-        return found[0], found[1]
-
-    def knows(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> bool:
-        """Whether the cache has a table."""
-        return self._read(signature, _points(inputs, outputs)) is not None
-
-    def table(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> LayerTime:
-        """The times over a grid."""
-        values = np.array(self._times(signature, _points(inputs, outputs))).reshape(len(inputs), len(outputs))
-        return LayerTime(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in values.tolist()))
-
-    def _read(self, signature: LayerSignature, widths: Sequence[Widths]) -> list[float] | None:
-        values = self.cache.read("layer", _layer_key(signature, widths))
-        return values if isinstance(values, list) and len(values) == len(widths) else None
-
-    def _times(self, signature: LayerSignature, widths: Sequence[Widths]) -> list[float]:
-        known = self._read(signature, widths)
-        if known is not None:
-            return known
-        with tempfile.TemporaryDirectory() as folder:
-            paths = {_OVERHEAD: _overhead_graph(Path(folder))}
-            for inputs, outputs in widths:
-                path = Path(folder) / f"layer-{inputs}-{outputs}.onnx"
-                write_layer(path, signature, inputs, outputs)
-                paths[path.stem] = path
-            reports = time_models(paths, self.target, _LAYER)
-        overhead, *whole = [_quiet_ms(report) for report in reports.values()]
-        # A graph that is hardly slower than none at all must not come out as free.
-        values = [max(ms - overhead, 0.1 * ms) / COPIES for ms in whole]
-        self.cache.write("layer", _layer_key(signature, widths), values)
-        return values
-
-
-def _layer_key(signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any]:
-    return {"layer": signature.to_json(), "widths": [list(pair) for pair in widths], "copies": COPIES}
-
-
-def _points(inputs: Sequence[int], outputs: Sequence[int]) -> list[Widths]:
-    return [(i, o) for i in inputs for o in outputs]
+    cost, errors = _fit(bases, layers, probe.groups, times, steps)
+    disturbed = (meter.unsteady + unsteady[0], meter.taken + unsteady[1])
+    return LatencyTable(cost, times[0][1], len(tables), len(estimated), errors, disturbed, cache.problem)
 
 
 def _by_macs(layers: Iterable[Layer]) -> list[LayerSignature]:
@@ -270,7 +181,7 @@ def _estimate(
         x = np.array([0.0, 1e-6, 0.0, 0.0])  # whole structures will say how long an operation takes
     tables = {}
     for signature, (inputs, outputs) in grids.items():
-        work = np.array([_work(signature, *widths) for widths in _points(inputs, outputs)])
+        work = np.array([_work(signature, *widths) for widths in points(inputs, outputs)])
         tables[signature] = _tabulate(inputs, outputs, (work @ x).tolist())
     return tables
 
@@ -289,7 +200,7 @@ def _tabulate(inputs: Sequence[int], outputs: Sequence[int], values: Sequence[fl
 
 def _from_work(signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int], which: int) -> LayerTime:
     """One part of `_work` over a grid."""
-    return _tabulate(inputs, outputs, [_work(signature, *widths)[which] for widths in _points(inputs, outputs)])
+    return _tabulate(inputs, outputs, [_work(signature, *widths)[which] for widths in points(inputs, outputs)])
 
 
 def _with_surroundings(layer: Layer, time_of: LayerTime) -> list[LayerTime]:
@@ -307,7 +218,7 @@ def _from_structures(
 ) -> LatencyTable:
     """Without graphs of single layers: the work of each kind of layer, weighed by whole structures."""
     plans = make_structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
-    times = measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
+    times, unsteady = measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
     kinds = sorted({layer.signature.kind for layer in layers})
     bases = []
     for layer in layers:
@@ -319,8 +230,9 @@ def _from_structures(
         ]
         around = [_from_work(layer.signature, inputs, outputs, which) for which in (_WEIGHTS, _TRAFFIC)]
         bases.append([*operations, *around])
-    cost, error = _fit(bases, layers, probe.groups, times, (1, 1))
-    return LatencyTable(cost, times[0][1], 0, len({layer.signature for layer in layers}), error, cache.problem)
+    cost, errors = _fit(bases, layers, probe.groups, times, (1, 1))
+    kinds_estimated = len({layer.signature for layer in layers})
+    return LatencyTable(cost, times[0][1], 0, kinds_estimated, errors, unsteady, cache.problem)
 
 
 def _fit(

@@ -35,8 +35,8 @@ def probe_widths(axis: int, signature: LayerSignature) -> list[Widths]:
 def find_step(times: Sequence[Mapping[int, float]]) -> int:
     """The step of the staircase: the largest s so that half a step less than a multiple of s saves nothing.
 
-    "Nothing" is less than half of what a straight line from one channel up would save, in the mean over the layers. A
-    layer in which width hardly matters has no say.
+    "Nothing" is less than half of what a straight line from one channel up would save, in the median over the layers:
+    one disturbed measurement must not hide a step. A layer in which width hardly matters has no say.
 
     Args:
         times: for one layer each, milliseconds by width, measured at `probe_widths`.
@@ -56,6 +56,6 @@ def find_step(times: Sequence[Mapping[int, float]]) -> int:
             for base in BASES
             if layer[base] - layer[1] > _LEAST_GROWTH * layer[base]
         ]
-        if saved and float(np.mean(saved)) < 0.5:
+        if saved and float(np.median(saved)) < 0.5:
             step = candidate
     return step

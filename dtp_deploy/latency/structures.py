@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.cache import MeasurementCache
 from dtp_deploy.latency.probe import PROBING, LatencyProbe
-from dtp_deploy.latency.timing import can_measure
+from dtp_deploy.latency.timing import can_measure, is_unsteady
 from dtp_deploy.profile.measure import LatencyReport
 from dtp_deploy.progress import Progress
 from dtp_deploy.prune import PruningPlan, make_plan
@@ -69,8 +69,10 @@ def measure_structures(
     progress: Progress,
     at_once: int | None = None,
     until: float = float("inf"),
-) -> Timed:
+) -> tuple[Timed, tuple[int, int]]:
     """Milliseconds of the dense network, first, and of whole structures, on the scale of its first measurement.
+
+    Then how many of the measurements were disturbed by the load of others, and how many there are.
 
     Args:
         probe: of the network and the target.
@@ -85,34 +87,36 @@ def measure_structures(
     names = list(plans)
     size = at_once or len(names)
     found: Timed = []
+    disturbed: list[bool] = []
     with progress.task("latency of structures", len(names)) as advance:
         for start in range(0, len(names), size):
             lot = {name: plans[name] for name in names[start : start + size]}
             widths = [_units(plan, groups) for plan in lot.values()]
             key = {"network": fingerprint_of(probe.model), "inputs": shapes, "widths": widths}
-            values = cache.read("structures", key)
-            if values is None:
+            entry = cache.read("structures", key)
+            if entry is None:
                 if found and time.monotonic() > until:
                     break
-                values = _measure(probe, lot)
-                cache.write("structures", key, values)
-            dense, *others = values
+                times, unsteady = time_together(probe, lot)
+                entry = {"ms": times, "unsteady": unsteady}
+                cache.write("structures", key, entry)
+            disturbed.append(entry["unsteady"])
+            dense, *others = entry["ms"]
             if not found:
                 found.append(([float(group.units) for group in groups.prunable], dense))
             found += [(units, ms * found[0][1] / dense) for units, ms in zip(widths, others, strict=True)]
             for _ in lot:
                 advance()
-    return found
+    return found, (sum(disturbed), len(disturbed))
 
 
-def _measure(probe: LatencyProbe, plans: Mapping[str, PruningPlan]) -> list[float]:
-    """Milliseconds of the dense network and of every plan."""
+def time_together(probe: LatencyProbe, plans: Mapping[str, PruningPlan]) -> tuple[list[float], bool]:
+    """Milliseconds of the dense network and of every plan, freed from the load of each round; whether that changed."""
     processes = _PROCESSES if can_measure(probe.target) else 1
     attempts = [list(probe.measure(plans, _SETTINGS).values()) for _ in range(processes)]
     pooled = [LatencyReport.pooled(reports) for reports in zip(*attempts, strict=True)]
     medians = np.array([[np.median(block) for block in report.blocks_ms] for report in pooled])
-    times: list[float] = without_load(medians).tolist()
-    return times
+    return without_load(medians).tolist(), is_unsteady(pooled)
 
 
 def without_load(medians: Floats) -> Floats:

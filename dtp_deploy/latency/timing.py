@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 
 from dtp_deploy.errors import TargetError
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure
@@ -45,6 +46,15 @@ def time_models(
         environment = {"basis": "predicted", "device": prediction.device, "assumptions": list(prediction.assumptions)}
         reports[name] = LatencyReport.from_samples([prediction.ms], environment)
     return reports
+
+
+def is_unsteady(reports: Iterable[LatencyReport]) -> bool:
+    """Whether load came and went while models were measured in turns: then most of them are unstable.
+
+    A single one may be so by itself, and of a prediction there is nothing to say.
+    """
+    unrest = [report.unrest for report in reports if not is_predicted(report)]
+    return bool(unrest) and median(unrest) > 1
 
 
 def is_predicted(report: LatencyReport) -> bool:

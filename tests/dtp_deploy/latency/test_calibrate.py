@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dtp_deploy.errors import TargetError
-from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn, learn_table
+from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter
 from dtp_deploy.latency.probe import DENSE
 from dtp_deploy.prune import make_plan
 from dtp_deploy.prune.plan import fingerprint_of
@@ -52,6 +52,17 @@ def test_table_finds_the_staircase_and_predicts_structures(step: int, probe_on: 
     assert table.estimated == 0
     assert max(map(abs, table.errors)) < 0.05
     assert max(map(abs, errors_of(table, probe, step))) < 0.05
+
+
+def test_a_load_spike_is_noticed_and_does_no_harm(probe_on: MakeProbe, tmp_path: Path) -> None:
+    quiet = learn_table(probe_on(step=8), cache_folder=tmp_path / "quiet")
+    assert quiet.unsteady == (0, 10)  # 3 staircases on 2 sides less those of grouped layers, 4 layers, the structures
+    table = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
+    assert table.unsteady == (1, 10)
+    assert "Load of other work came and went during 1 of 10 measurements" in table.summary()
+    assert table.cost.to_json() == quiet.cost.to_json()
+    again = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
+    assert again.unsteady == (1, 10)  # what the cache has is not forgotten to be doubtful
 
 
 def test_only_widths_on_the_staircase_are_preferred(probe_on: MakeProbe, tmp_path: Path) -> None:
@@ -111,7 +122,7 @@ def test_what_another_device_measured_is_not_used(probe_on: MakeProbe, tmp_path:
 def test_a_target_that_goes_wrong_ends_the_calibration_which_then_goes_on_where_it_was(
     how: str, message: str, probe_on: MakeProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learn, "_LAYER", replace(learn._LAYER, timeout_s=4.0))
+    monkeypatch.setattr(meter, "_LAYER", replace(meter._LAYER, timeout_s=4.0))
     (tmp_path / "fault.txt").write_text(f"{how} 60")
     with pytest.raises(TargetError, match=message):
         learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")

@@ -1,0 +1,129 @@
+"""The time of single layers on a target, by small graphs of them; what was measured once comes from the cache."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtp_deploy.cost import LayerTime
+from dtp_deploy.latency.cache import MeasurementCache
+from dtp_deploy.latency.graphs import COPIES, write_layer
+from dtp_deploy.latency.layers import LayerSignature, gemm
+from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
+from dtp_deploy.latency.timing import is_unsteady, time_models
+from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
+from dtp_deploy.target import TargetSpec
+
+_LAYER = MeasureSettings(
+    min_samples=12,
+    min_seconds=0.03,
+    max_seconds=0.5,
+    blocks=4,
+    warm_up_seconds=0.0,
+    max_warm_up_seconds=0.03,
+    repeats=0,
+    timeout_s=180.0,
+)
+_QUANTILE = 25
+"""Percentile of the samples that counts here, for whatever statistic: load of others only ever adds to a time."""
+_OVERHEAD = "overhead"
+
+
+def identify(target: TargetSpec) -> dict[str, Any]:
+    """What latencies on a target depend on besides the network: device, runtime, options. Asked of the target itself.
+
+    Raises:
+        TargetError: it does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = time_models({_OVERHEAD: _overhead_graph(Path(folder))}, target, _LAYER)[_OVERHEAD].environment
+    system = {key: environment.get("system", {}).get(key) for key in ("cpu_model", "architecture", "logical_cpus")}
+    known: dict[str, Any] = {
+        key: environment[key] for key in ("engine", "device", "assumptions", "basis") if key in environment
+    }
+    return {"target": target.name, "options": dict(target.options), "system": system, **known}
+
+
+def _quiet_ms(report: LatencyReport) -> float:
+    return float(np.percentile(report.samples_ms, _QUANTILE))
+
+
+def _overhead_graph(folder: Path) -> Path:
+    """As good as nothing: what it takes is what a run costs besides the layers."""
+    path = folder / f"{_OVERHEAD}.onnx"
+    write_layer(path, gemm(1), 16, 16, copies=1)
+    return path
+
+
+class Meter:
+    """Times of single layers, from the cache or from the target.
+
+    Attributes:
+        taken: measurements that were used.
+        unsteady: how many of them the load of others disturbed (see `is_unsteady`).
+    """
+
+    def __init__(self, target: TargetSpec, cache: MeasurementCache) -> None:
+        self.target, self.cache = target, cache
+        self.taken = self.unsteady = 0
+
+    def steps(self, signatures: Sequence[LayerSignature]) -> tuple[int, int]:
+        """The staircase of some kinds of layers, by input and output channels."""
+        found = []
+        for axis in (0, 1):
+            times = []
+            for signature in signatures:
+                widths = probe_widths(axis, signature)
+                values = self._times(signature, widths)
+                times.append({width[axis]: value for width, value in zip(widths, values, strict=True)})
+            found.append(find_step(times))
+        return found[0], found[1]
+
+    def knows(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> bool:
+        """Whether the cache has a table."""
+        return self._read(signature, points(inputs, outputs)) is not None
+
+    def table(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> LayerTime:
+        """The times over a grid."""
+        values = np.array(self._times(signature, points(inputs, outputs))).reshape(len(inputs), len(outputs))
+        return LayerTime(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in values.tolist()))
+
+    def _read(self, signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any] | None:
+        entry: dict[str, Any] | None = self.cache.read("layer", _layer_key(signature, widths))
+        return entry
+
+    def _times(self, signature: LayerSignature, widths: Sequence[Widths]) -> list[float]:
+        entry = self._read(signature, widths)
+        if entry is None:
+            entry = self._measured(signature, widths)
+            self.cache.write("layer", _layer_key(signature, widths), entry)
+        self.taken += 1
+        self.unsteady += entry["unsteady"]
+        times: list[float] = entry["ms"]
+        return times
+
+    def _measured(self, signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {_OVERHEAD: _overhead_graph(Path(folder))}
+            for inputs, outputs in widths:
+                path = Path(folder) / f"layer-{inputs}-{outputs}.onnx"
+                write_layer(path, signature, inputs, outputs)
+                paths[path.stem] = path
+            reports = time_models(paths, self.target, _LAYER)
+        overhead, *whole = [_quiet_ms(report) for report in reports.values()]
+        # A graph that is hardly slower than none at all must not come out as free.
+        values = [max(ms - overhead, 0.1 * ms) / COPIES for ms in whole]
+        return {"ms": values, "unsteady": is_unsteady(reports.values())}
+
+
+def _layer_key(signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any]:
+    return {"layer": signature.to_json(), "widths": [list(pair) for pair in widths], "copies": COPIES}
+
+
+def points(inputs: Sequence[int], outputs: Sequence[int]) -> list[Widths]:
+    """All pairs of a grid, row by row."""
+    return [(i, o) for i in inputs for o in outputs]
