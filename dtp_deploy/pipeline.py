@@ -418,7 +418,7 @@ class _Run:
     def _measure(self) -> dict[str, LatencyReport]:
         """Dense and pruned, in turns; in several fresh processes where a latency is promised, and all samples count."""
         files = {"dense": self.dense.delivery.path, "pruned": self.pruned.delivery.path}
-        budget = next((one.budget for one in self.limits.all if one.budget.kind == "latency"), None)
+        budget = next((one for one in self.budgets if one.kind == "latency"), None)
         processes = PROCESSES if budget is not None and can_measure(self.target) else 1
         settings = replace(self.measuring or MeasureSettings(), layers=True)
         attempts = [time_models(files, self.target, settings) for _ in range(processes)]

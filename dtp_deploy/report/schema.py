@@ -216,7 +216,7 @@ class StageAccuracyEntry(_Part):
 
 
 class LatencyRatioEntry(_Part):
-    """Pruned p50 over dense p50, the two models measured in turns."""
+    """Pruned over dense, measured in turns: the median over the rounds of the ratio of their p50 in that round."""
 
     ratio: Positive = Field(description="below 1 is faster")
     low: Positive = Field(description="lower end of its confidence interval")
