@@ -420,8 +420,11 @@ class _Run:
         files = {"dense": self.dense.delivery.path, "pruned": self.pruned.delivery.path}
         budget = next((one for one in self.budgets if one.kind == "latency"), None)
         processes = PROCESSES if budget is not None and can_measure(self.target) else 1
-        settings = replace(self.measuring or MeasureSettings(), layers=True)
-        attempts = [time_models(files, self.target, settings) for _ in range(processes)]
+        settings = self.measuring or MeasureSettings()
+        if processes > 1:  # they are repeats enough
+            settings = replace(settings, repeats=0)
+        attempts = [time_models(files, self.target, settings) for _ in range(processes - 1)]
+        attempts.append(time_models(files, self.target, replace(settings, layers=True)))
         if budget is not None and processes > 1:
             shares = [share_of_limit(budget, attempt["pruned"], attempt["dense"]) for attempt in attempts]
             self.findings.deviations.append(

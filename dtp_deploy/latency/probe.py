@@ -18,7 +18,7 @@ from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.target import Arrays, TargetSpec
 
 DENSE = "dense"
-PROBING = MeasureSettings(min_seconds=0.5, max_seconds=5.0, repeats=0)
+PROBING = MeasureSettings(min_seconds=0.5, max_seconds=5.0, max_warm_up_seconds=0.5, repeats=0)
 """How structures are measured."""
 
 
