@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtp_deploy_targets.runner.board import detect
+from dtp_deploy_targets.runner.signals import ENDING
 from dtp_deploy_targets.runner.tensorrt_backend import Options, TensorRtBackend
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ SCHEMA_VERSION = 1
 ROOT_VARIABLE = "DTP_DEPLOY_BOARD_ROOT"
 """Another folder than "/" to read the board's files from: for tests, which replay a board."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _MEASURE_DEFAULTS = {"blocks": 20, "max_samples": 10_000, "min_samples": 50}
 
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(parsed: argparse.Namespace, root: Path) -> int:
-    for number in _SIGNALS:
+    for number in ENDING:
         signal.signal(number, _interrupt)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -104,7 +104,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    for further in _SIGNALS:  # what is put back on the way out is put back in peace
+    for further in ENDING:  # what is put back on the way out is put back in peace
         signal.signal(further, signal.SIG_IGN)
     raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dtp_deploy_targets.runner.processes import run
+from dtp_deploy_targets.runner.signals import signals_later
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 ON_EXIT = "on-exit"
@@ -23,8 +22,6 @@ the folder runs it first, so that they come back even if both are."""
 # A process of its own waits for ours to end, however it ends, and runs the script if that is still there.
 _GUARD = 'trap "" HUP INT TERM; cat > /dev/null; if [ -f "$1" ]; then exec sh "$1"; fi'
 _GUARD_S = 60
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class LockedClocks:
@@ -75,7 +72,7 @@ class LockedClocks:
         Raises:
             RuntimeError: jetson_clocks failed; the script to restore them stays, and what they were.
         """
-        with _signals_later():
+        with signals_later():
             try:
                 if self._script.exists():
                     by_hand = f". What they were is kept; put them back with: {' '.join(self._restore())}"
@@ -107,23 +104,3 @@ class LockedClocks:
                 f"cannot {what} the clocks: {said[-1] if said else 'jetson_clocks failed'}"
                 + (remedy or ". It needs root, or sudo without a password for jetson_clocks; or leave lock_clocks out")
             )
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Signals that come meanwhile are handled at the end.
-
-    Their handlers are what is changed, for a mask would hold in one thread only, and in every child.
-    """
-    if threading.current_thread() is not threading.main_thread():  # only that one handles signals
-        yield
-        return
-    came = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])

@@ -9,6 +9,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from dtp_deploy_targets.runner.signals import signals_later
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,28 +32,30 @@ def run(command: Sequence[str], timeout_s: float | None = None, folder: str | No
     Raises:
         RuntimeError: it cannot be started, or it ran longer than `timeout_s` and was ended.
     """
+    process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            cwd=folder,
-        )
+        # Started and entered in one step: what is not entered yet would outlive whoever ends us in between.
+        with signals_later(), _lock:
+            process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                cwd=folder,
+            )
+            _running.add(process.pid)
+        stdout, stderr = process.communicate(timeout=timeout_s)
     except OSError as error:
         raise RuntimeError(f"cannot start {command[0]}: {error.strerror}") from error
-    with _lock:
-        _running.add(process.pid)
-    try:
-        stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"{command[0]} ran for more than {timeout_s:g} s and was ended") from error
     finally:
-        _kill(process.pid)
-        process.wait()
-        with _lock:
-            _running.discard(process.pid)
+        if process is not None:
+            with process:  # which closes its pipes, and waits
+                _kill(process.pid)
+            with _lock:
+                _running.discard(process.pid)
     return Done(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from dtp_deploy_targets.runner.board import detect
 from dtp_deploy_targets.runner.processes import kill_all
+from dtp_deploy_targets.runner.signals import ENDING
 from dtp_deploy_targets.runner.wire import GREETING, Blob, Message, read_message, write_message
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def serve(root: Path) -> int:
     """Answer requests on standard input until it ends. What anything here prints goes to the standard error."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, lambda *_: _end())
     replies.write(GREETING)
     replies.flush()
