@@ -244,7 +244,7 @@ class LatencyLimit(Limit):
                 f"--latency {budget} is below what can be reached on {self.probe.target.name}: one channel in every "
                 f"layer that may be pruned {takes} {smallest_ms:.4g} ms ({smallest_ms / dense_ms:.0%} of the dense "
                 f"{dense_ms:.4g} ms), the limit is {limit_ms:.4g} ms. "
-                f"Give {math.ceil(100 * smallest_ms / dense_ms * 1.05)}% or more."
+                f"{_advise(smallest_ms / dense_ms)}"
             )
         return limit_ms / dense_ms
 
@@ -266,6 +266,20 @@ class LatencyLimit(Limit):
     def decision(self) -> dict[str, Any]:
         """The limit and the table."""
         return self._decided
+
+
+def _advise(smallest: float) -> str:
+    """What to give where the smallest network takes this share of the dense latency.
+
+    >>> _advise(0.4)
+    'Give 42% or more.'
+    >>> _advise(0.96)
+    'Nearly all of the time is what removing channels does not shorten: give another budget, as --macs 50%.'
+    """
+    least = math.ceil(100 * smallest * 1.05)
+    if least < 100:
+        return f"Give {least}% or more."
+    return "Nearly all of the time is what removing channels does not shorten: give another budget, as --macs 50%."
 
 
 @dataclass(frozen=True)
