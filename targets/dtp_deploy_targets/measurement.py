@@ -11,9 +11,11 @@ from dtp_deploy_targets.runner.exports import parse_profile, parse_times
 from dtp_deploy_targets.runner.trtexec import Version
 
 _KIND = "dtp-deploy-measurement"
+_SCHEMA_VERSION = 1
 _MODEL, _DENSE = "model", "dense"
 _REMEDY = "Give the result.json of the bundle's run.sh, or what trtexec wrote with --exportTimes."
 _BLOCKS = 20
+_KINDS: dict[type, str] = {dict: "object", list: "list"}
 _REPLAY = "REPLAY"
 """In a warning: what was run is a stand-in that replays a recorded session."""
 _DETAILS = ("warnings", "power", "throughput_qps", "command")
@@ -51,12 +53,16 @@ def read_measurement(path: Path, precision: str, layers: Path | None = None) -> 
 
 
 def _of_runner(path: Path, document: dict[str, Any], precision: str) -> ImportedMeasurement:
-    errors = document.get("errors") or []
-    if errors:
+    schema = document.get("schema_version", _SCHEMA_VERSION)
+    if schema != _SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {schema!r}, and this dtp-deploy reads {_SCHEMA_VERSION}. Import it with the "
+            "dtp-deploy that wrote the bundle."
+        )
+    _check_form(path, document)
+    if errors := document.get("errors"):
         raise InputError(f"{path} holds an error of the board, and no measurement: {errors[0]}. Run it there again.")
     models = document.get("models", {})
-    if not isinstance(models, dict) or not all(isinstance(found, dict) for found in models.values()):
-        raise InputError(f"{path} is damaged: 'models' holds something else than models. {_REMEDY}")
     model = models.get(_MODEL) or (next(iter(models.values())) if len(models) == 1 else None)
     if not model or not model.get("latencies_ms"):
         raise InputError(f"{path} holds no latencies of '{_MODEL}' (models: {', '.join(models) or 'none'}). {_REMEDY}")
@@ -87,6 +93,22 @@ def _of_runner(path: Path, document: dict[str, Any], precision: str) -> Imported
         _layers(path, model),
         _layers(path, dense),
     )
+
+
+def _check_form(path: Path, document: dict[str, Any]) -> None:
+    """Raise an `InputError` where a part that is there is not of the kind that the runner writes."""
+
+    def check(holder: dict[str, Any], **kinds: type) -> None:
+        for key, kind in kinds.items():
+            if not isinstance(holder.get(key, kind()), kind):
+                raise InputError(f"{path} is damaged: '{key}' is no {_KINDS[kind]}. {_REMEDY}")
+
+    check(document, errors=list, models=dict, board=dict)
+    models = document.get("models", {})
+    check(models, **dict.fromkeys(models, dict))
+    for model in models.values():
+        check(model, engine=dict, warnings=list)
+        check(model.get("engine", {}), options=dict)
 
 
 def _blocks(path: Path, blocks: Any) -> list[list[float]]:  # noqa: ANN401 - from a file

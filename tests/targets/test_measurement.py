@@ -64,10 +64,28 @@ def test_latencies_that_are_no_times_are_refused(read, latencies):
         read(document(latencies_ms=latencies))
 
 
-@pytest.mark.parametrize("models", [[], {"model": 3}])
-def test_models_that_are_none_are_refused(read, models):
-    with pytest.raises(InputError, match=r"is damaged: 'models' holds something else"):
-        read(document() | {"models": models})
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"models": []}, "models"),
+        ({"models": {"model": 3}}, "model"),
+        ({"models": {"model": {"latencies_ms": [[1.0]]}, "dense": None}}, "dense"),
+        ({"board": None}, "board"),
+        ({"errors": "none"}, "errors"),
+        (document(engine=3), "engine"),
+        (document(engine={"options": "fp16"}), "options"),
+        (document(warnings=None), "warnings"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(read, changed, part):
+    with pytest.raises(InputError, match=rf"is damaged: '{part}' is no (object|list)\. Give the result"):
+        read(document() | changed)
+
+
+def test_a_result_of_another_schema_is_refused(read):
+    assert read(document() | {"schema_version": 1}).blocks_ms
+    with pytest.raises(InputError, match=r"has schema version 2, and this dtp-deploy reads 1\. Import it with"):
+        read(document() | {"schema_version": 2})
 
 
 def test_layers_are_carried_over(read):
