@@ -42,7 +42,7 @@ class JetsonTarget(RemoteTarget):
     """
 
     name = "jetson"
-    summary = "An NVIDIA Jetson board, by TensorRT there"
+    summary = "An NVIDIA Jetson board, by TensorRT there (predicted without it)"
     build_is_slow = True
 
     def __init__(
