@@ -154,7 +154,7 @@ def _thresholds(x: Tensor, kept: float, start: Tensor | None) -> tuple[Tensor, i
 
     sigmoid(x_min - t) and sigmoid(x_max - t) bound the mean mask, which gives every block its bracket.
     """
-    share = math.log(kept / (x.shape[1] - kept))
+    share = math.log(kept) - math.log(x.shape[1] - kept)  # the quotient may be too small to be a number
     low, high = x.amin(1) - share, x.amax(1) - share
     t = _where_hard(x, kept)
     if start is not None:

@@ -13,6 +13,7 @@ from dtp_deploy.cost import ChannelCount, count_macs, count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import find_groups
+from dtp_deploy.latency import structures, verdict
 from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits
 from dtp_deploy.profile import LatencyReport
 from dtp_deploy.prune import ChannelMasks, PruningPlan, make_plan
@@ -41,7 +42,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 @pytest.fixture(autouse=True)
 def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The target is on the import path, and nothing of an earlier test is in the cache but of this module."""
+    """The target is on the import path, and nothing of an earlier test is in the cache but of this module.
+
+    Formulas have no noise: one process is as good as many.
+    """
+    monkeypatch.setattr(verdict, "PROCESSES", 1)
+    monkeypatch.setattr(structures, "_PROCESSES", 1)
     monkeypatch.syspath_prepend(Path(__file__).parent / "latency")
     monkeypatch.setenv("DTP_DEPLOY_CACHE", str(tmp_path_factory.getbasetemp() / "cache of limits"))
     monkeypatch.setenv("FORMULA_LOG", str(tmp_path_factory.getbasetemp() / "formula.log"))

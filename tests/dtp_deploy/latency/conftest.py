@@ -9,7 +9,7 @@ from torch import nn
 
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import find_groups
-from dtp_deploy.latency import LatencyProbe
+from dtp_deploy.latency import LatencyProbe, structures
 from dtp_deploy.latency.probe import PROBING
 from dtp_deploy.prune import prove
 from dtp_deploy.target import TargetSpec
@@ -48,7 +48,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> LatencyProbe:
 
 @pytest.fixture
 def probe_on(exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes the probe of a formula target by its class and options; models measured are listed in log.txt."""
+    """Makes the probe of a formula target by its class and options; models measured are listed in log.txt.
+
+    Formulas have no noise: whole structures are measured in one process.
+    """
+    monkeypatch.setattr(structures, "_PROCESSES", 1)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("FORMULA_LOG", str(tmp_path / "log.txt"))
     monkeypatch.setenv("FORMULA_FAULT", str(tmp_path / "fault.txt"))

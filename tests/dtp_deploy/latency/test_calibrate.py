@@ -4,16 +4,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
 
 from dtp_deploy.errors import TargetError
-from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter
+from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, structures
 from dtp_deploy.latency.probe import DENSE
+from dtp_deploy.profile import LatencyReport
 from dtp_deploy.prune import make_plan
 from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.target import TargetSpec
 
 MakeProbe = Callable[..., LatencyProbe]
 
@@ -54,15 +57,30 @@ def test_table_finds_the_staircase_and_predicts_structures(step: int, probe_on: 
     assert max(map(abs, errors_of(table, probe, step))) < 0.05
 
 
+def test_structures_are_measured_in_several_processes_and_freed_from_the_error_of_each() -> None:
+    class Probe:
+        target = TargetSpec("cpu")
+        errors: ClassVar = [1.0, 1.3, 0.8, 1.0]
+
+        def measure(self, plans: object, settings: object) -> dict[str, LatencyReport]:
+            factor = self.errors.pop()
+            return {name: LatencyReport.from_blocks([[factor * ms]] * 4) for name, ms in ((DENSE, 8.0), ("plan", 2.0))}
+
+    times, unsteady = structures.time_together(cast(LatencyProbe, Probe()), {})
+    assert times == pytest.approx([8.0, 2.0])
+    assert unsteady
+    assert Probe.errors == []
+
+
 def test_a_load_spike_is_noticed_and_does_no_harm(probe_on: MakeProbe, tmp_path: Path) -> None:
     quiet = learn_table(probe_on(step=8), cache_folder=tmp_path / "quiet")
-    assert quiet.unsteady == (0, 10)  # 3 staircases on 2 sides less those of grouped layers, 4 layers, the structures
+    assert quiet.unsteady == (0, 11)  # three staircases on two sides, four layers, the structures
     table = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
-    assert table.unsteady == (1, 10)
-    assert "Load of other work came and went during 1 of 10 measurements" in table.summary()
+    assert table.unsteady == (1, 11)
+    assert "Load of other work came and went during 1 of 11 measurements" in table.summary()
     assert table.cost.to_json() == quiet.cost.to_json()
     again = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
-    assert again.unsteady == (1, 10)  # what the cache has is not forgotten to be doubtful
+    assert again.unsteady == (1, 11)  # what the cache has is not forgotten to be doubtful
 
 
 def test_only_widths_on_the_staircase_are_preferred(probe_on: MakeProbe, tmp_path: Path) -> None:
