@@ -104,14 +104,14 @@ class CompressConfig(BaseModel):
     keep: Texts = _key(
         "Model",
         (),
-        "A layer that keeps all its channels, or a pattern of such layers. Once for each.",
+        "A layer that stays as it is, or a pattern of such layers. Once for each.",
         "PATTERN",
         ["stem*"],
     )
     only: Texts = _key(
         "Model",
         (),
-        "The only layers that may lose channels, as names or patterns. Once for each.",
+        "The only layers that may lose channels or weights, as names or patterns. Once for each.",
         "PATTERN",
         ["stages.2.*"],
     )
@@ -154,7 +154,7 @@ class CompressConfig(BaseModel):
     channel_count: str | None = _key("Budget", None, "Limit of prunable channels: 50% or 512.", "LIMIT", "50%")
     latency: str | None = _key("Budget", None, "Limit of the measured latency: 50% or 5ms.", "LIMIT", "5ms")
     statistic: Statistic = _key("Budget", "p50", "Which figure of the measured times --latency limits.")
-    per_layer: bool = _key("Budget", False, "Keep the same ratio of channels in every layer.")
+    per_layer: bool = _key("Budget", False, "Keep the same ratio of channels, or of weights, in every layer.")
 
     target: str = _key(
         "Target", "cpu", "What to run on; see `dtp-deploy targets`. Or the name of a table [targets.NAME].", "NAME"

@@ -65,6 +65,11 @@ def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume
         check_output(out, config.force)
     spec = target_spec(config, file)
     target = find_target(spec)
+    if config.per_layer and config.granularity == "2:4":
+        raise UsageError(
+            "--per-layer is of a budget, and --granularity 2:4 has none: it keeps half of the weights of every layer "
+            "that can be 2:4. Leave it out."
+        )
     default = not budgets and config.granularity != "2:4"
     if default:
         timed = target.availability().available or target.predicts

@@ -15,6 +15,8 @@ from dtp_deploy.modules import evaluating
 from dtp_deploy.ranks import mean_over_ranks
 
 ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
+WeightStart = Literal["l2", "uniform"]
+"""What scores of single weights may start from."""
 
 Losses = Callable[[nn.Module], Iterable[Tensor]]
 """Gives the loss of a model on some batches, one scalar a batch, each with its graph."""

@@ -1,11 +1,11 @@
 """How budget, softness and learning rate of the masks move with the progress p = step / steps of the mask phase."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import UsageError
-from dtp_deploy.prune.importance import ScoreStart
+from dtp_deploy.prune.importance import ScoreStart, WeightStart
 
 Solver = Literal["exact", "sinkhorn-1"]
 
@@ -49,6 +49,8 @@ class MaskSettings:
     def __post_init__(self) -> None:
         if self.solver not in ("exact", "sinkhorn-1"):
             raise UsageError(f"--solver {self.solver!r} is unknown. Give exact or sinkhorn-1.")
+        if self.scores not in get_args(ScoreStart):
+            raise UsageError(f"--scores {self.scores!r} is unknown. Give one of {', '.join(get_args(ScoreStart))}.")
         if self.score_batches < 1:
             raise UsageError(f"score_batches is {self.score_batches}; give 1 or more.")
         if self.round_to < 1:
@@ -65,10 +67,14 @@ class MaskSettings:
         if granularity == "channels":
             return
         given = [f"--solver {self.solver}"] * (self.solver != "exact")
-        given += [f"--scores {self.scores}"] * (self.scores in ("bn", "taylor"))
         given += [f"--round-to {self.round_to}"] * (self.round_to > 1)
         if given:
             raise UsageError(f"{given[0]} is of channels. Leave it out with --granularity {granularity}.")
+        if self.scores not in get_args(WeightStart):
+            raise UsageError(
+                f"--scores {self.scores} is of channels; with --granularity {granularity} scores start from "
+                f"{' or '.join(get_args(WeightStart))}. Give one of these, or leave --scores out."
+            )
 
     def budget_at(self, progress: float, limit: float, dense: float) -> float:
         """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.

@@ -35,7 +35,7 @@ class Settings:
         masks: of the mask phase.
         granularity: what is pruned.
         keep: patterns of layers that stay as they are, see `dtp_deploy.graph.freeze`.
-        only: patterns of the only layers that may lose channels.
+        only: patterns of the only layers that may lose channels or weights.
 
     Raises:
         UsageError: a value is out of range.

@@ -66,6 +66,8 @@ def test_a_budget_that_the_granularity_cannot_keep_is_refused() -> None:
         make_order(CompressConfig(checkpoint="best.pt", granularity="weights", latency="5ms"))
     with pytest.raises(UsageError, match="--params 20% does not go with --granularity 2:4"):
         make_order(CompressConfig(checkpoint="best.pt", granularity="2:4", params="20%"))
+    with pytest.raises(UsageError, match="--per-layer is of a budget, and --granularity 2:4 has none"):
+        make_order(CompressConfig(checkpoint="best.pt", granularity="2:4", per_layer=True))
 
 
 def test_it_imports_no_pytorch() -> None:

@@ -46,6 +46,7 @@ def test_rates_fall_to_zero():
     ("values", "message"),
     [
         ({"solver": "newton"}, "--solver 'newton' is unknown. Give exact or sinkhorn-1."),
+        ({"scores": "l1"}, "--scores 'l1' is unknown. Give one of l2, bn, taylor, uniform."),
         ({"round_to": 0}, "--round-to 0 is not allowed. Give 1 or more channels."),
         ({"budget_reached": 0.0}, "budget_reached is 0.0; give a number above 0 and at most 1."),
         ({"budget_reached": 1.5}, "budget_reached is 1.5; give a number above 0 and at most 1."),
@@ -63,8 +64,12 @@ def test_what_is_of_channels_only_is_refused_for_weights(granularity: Granularit
     MaskSettings(solver="sinkhorn-1", round_to=8).check_granularity("channels")
     with pytest.raises(UsageError, match=f"--solver sinkhorn-1 is of channels.*--granularity {granularity}"):
         MaskSettings(solver="sinkhorn-1").check_granularity(granularity)
-    with pytest.raises(UsageError, match="--scores taylor is of channels"):
-        MaskSettings(scores="taylor").check_granularity(granularity)
+    MaskSettings(scores="uniform").check_granularity(granularity)
+    for scores in ("bn", "taylor"):
+        with pytest.raises(
+            UsageError, match=rf"--scores {scores} is of channels; .* start from l2 or uniform\. Give one"
+        ):
+            MaskSettings(scores=scores).check_granularity(granularity)
     with pytest.raises(UsageError, match="--round-to 8 is of channels"):
         Settings(granularity=granularity, masks=MaskSettings(round_to=8))
 
