@@ -16,8 +16,7 @@ agree whatever lies between, and no BatchNorm can cancel a mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,19 +40,18 @@ from dtp_deploy.prune.choice import (
 )
 from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised, rounded
+from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
+from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import mean_over_ranks
 from dtp_deploy.transport import (
     Floors,
     TransportProblem,
     TransportResult,
     budget_price,
-    entropy_bits,
     epsilon_for_softness,
     sinkhorn_step,
-    softness,
     solve_exact,
 )
 
@@ -110,7 +108,7 @@ class _ReaderMask(nn.Module):
         return weight * mask.view(self.shape)
 
 
-class ChannelMasks:
+class ChannelMasks(StepwiseMasks):
     """Soft masks on the readers of all prunable groups, learned by differentiable transportation.
 
     Args:
@@ -202,32 +200,16 @@ class ChannelMasks:
         self._parametrised = _put_on(model, prunable, self._padded)
         self._write()
 
-    @property
-    def progress(self) -> float:
-        """Share of the mask phase that is over, in [0, 1]."""
-        return min(1.0, self._step / self.steps)
+    def _present(self) -> Tensor:
+        return self.result.masks
 
-    @property
-    def undecided(self) -> float:
-        """Share of the masks in (0.02, 0.98)."""
-        masks = self.result.masks.detach()
-        return float(((masks > 0.02) & (masks < 0.98)).double().mean())
+    def _in_model(self) -> list[Tensor]:
+        return [self._padded]
 
     @property
     def cost_share(self) -> float:
         """The cost of the masks, as a share of that of the full widths."""
         return self.result.cost / self.dense_cost
-
-    @property
-    def entropy_bits(self) -> float:
-        """Mean entropy of the masks, see `dtp_deploy.transport.entropy_bits`."""
-        return entropy_bits(self.result.masks)
-
-    @contextmanager
-    def hardened(self) -> Iterator[None]:
-        """Within the context, masks of 0.5 or more are 1 in the model, and the others 0; scores stay as they are."""
-        with rounded([self._padded]):
-            yield
 
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
@@ -260,7 +242,8 @@ class ChannelMasks:
         """The next step's epsilon, and its transport."""
         problem = self._problem(self._epsilon)
         wanted = self.settings.softness_at(self.progress, self.ratio, self._ratio_now())
-        epsilon = self._epsilon_for(problem, wanted)
+        followed = self._epsilon_that_follows(wanted)
+        epsilon = epsilon_for_softness(problem, wanted) if followed is None else followed
         self._start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
         result = self._transport(epsilon, self._start)
         self._epsilon = epsilon
@@ -295,18 +278,6 @@ class ChannelMasks:
         result = solve_exact(problem, start)
         # At the same ratio in every layer the floors are the budget, and they hold exactly.
         return replace(result, marginal_error=0.0) if self.budget.scope == "per-layer" else result
-
-    def _epsilon_for(self, problem: TransportProblem, wanted: float) -> float:
-        """The epsilon that gives the wanted softness: followed from step to step, searched where that is not enough.
-
-        Masks that are half decided have a softness in proportion to epsilon, so the last step says what this one needs.
-        Exact softness matters at the end, where masks must be hard, and not on the way.
-        """
-        if 0 < self._step < self.steps:
-            last = softness(self.result.masks)
-            if last > 0 and 0.8 < wanted / last < 1.25:
-                return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
-        return epsilon_for_softness(problem, wanted)
 
     def _write(self) -> None:
         with torch.no_grad():
@@ -405,12 +376,6 @@ class ChannelMasks:
             self._padded[:-1] = hard.to(self._padded) * self._padded[:-1].clamp_min(0.5)
         self.detach()
         return plan
-
-    def detach(self) -> None:
-        """Take the masks off and leave the weights as the masks make them now."""
-        for parametrised in self._parametrised:
-            parametrised.take_off()
-        self._parametrised = []
 
 
 def _check_unmasked(model: nn.Module) -> None:

@@ -17,6 +17,8 @@ from dtp_deploy.transport import (
     Floors,
     MaskCount,
     TransportProblem,
+    TransportResult,
+    budget_price,
     epsilon_for_block_softness,
     epsilon_for_softness,
     solve_blocks,
@@ -50,6 +52,14 @@ class Sharing(abc.ABC):
     def choose(self, scores: Tensor) -> Tensor:
         """Whether each weight is kept, shape [n,], bool: `kept` in all; of equal scores the one that comes first."""
 
+    def price(self, gradient: Tensor) -> float | None:
+        """What a loss falls by, to first order, for as much more budget as all weights; None without one budget.
+
+        Args:
+            gradient: of the loss by the masks that `solve` gave last, shape [n,].
+        """
+        return None
+
 
 class SharedBudget(Sharing):
     """One budget for all weights, with a floor a layer; or the same ratio in every layer.
@@ -77,6 +87,7 @@ class SharedBudget(Sharing):
         self._group = torch.repeat_interleave(
             torch.arange(len(self.sizes), device=device), torch.tensor(self.sizes, device=device)
         )
+        self._last: tuple[TransportProblem, TransportResult]
 
     def _problem(self, scores: Tensor, epsilon: float, ratio: float) -> TransportProblem:
         if self.scope == "per-layer":
@@ -89,8 +100,14 @@ class SharedBudget(Sharing):
 
     def solve(self, scores: Tensor, epsilon: float, ratio: float, start: Threshold) -> tuple[Tensor, Threshold]:
         """Solved exactly."""
-        result = solve_exact(self._problem(scores, epsilon, ratio), start)
+        problem = self._problem(scores, epsilon, ratio)
+        result = solve_exact(problem, start)
+        self._last = problem, result
         return result.masks, result.threshold if math.isfinite(result.threshold) else 0.0
+
+    def price(self, gradient: Tensor) -> float | None:
+        """Where the budget is one for all."""
+        return budget_price(*self._last, gradient) * sum(self.sizes) if self.scope == "global" else None
 
     def epsilon_for(self, scores: Tensor, epsilon: float, ratio: float, wanted: float) -> float:
         """Searched with exact solutions."""

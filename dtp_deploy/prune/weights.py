@@ -18,8 +18,7 @@ choice within it, and a mask of zero is a weight of zero whatever comes after.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,12 +34,12 @@ from dtp_deploy.modules import device_of
 from dtp_deploy.prune.importance import ScoreStart
 from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised, rounded
+from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
+from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import by_first, mean_over_ranks
-from dtp_deploy.transport import entropy_bits, softness
 
 
 class _WeightMask(nn.Module):
@@ -54,7 +53,7 @@ class _WeightMask(nn.Module):
         return weight * self.mask.to(weight.dtype)
 
 
-class WeightMasks:
+class WeightMasks(StepwiseMasks):
     """Soft masks on single weights, learned by differentiable transportation.
 
     Args:
@@ -70,7 +69,7 @@ class WeightMasks:
     Attributes:
         scores: one score a weight, all layers one after the other, shape [n,], float64.
         masks: of the present step, shape [n,].
-        price: None; it is not known for single weights.
+        price: as of `ChannelMasks`, for as much more budget as all maskable weights; None for 2:4, too.
 
     Raises:
         UsageError: no steps, a budget that does not fit the granularity, or a solver that is of channels.
@@ -148,32 +147,16 @@ class WeightMasks:
         """How many of the weights that may be masked are left in the end."""
         return self._sharing.kept
 
-    @property
-    def progress(self) -> float:
-        """Share of the mask phase that is over, in [0, 1]."""
-        return min(1.0, self._step / self.steps)
+    def _present(self) -> Tensor:
+        return self.masks
 
-    @property
-    def undecided(self) -> float:
-        """Share of the masks in (0.02, 0.98)."""
-        masks = self.masks.detach()
-        return float(((masks > 0.02) & (masks < 0.98)).double().mean())
+    def _in_model(self) -> list[Tensor]:
+        return self._masks
 
     @property
     def cost_share(self) -> float:
         """The mean mask: the share of the weights that is kept now."""
         return float(self.masks.detach().mean())
-
-    @property
-    def entropy_bits(self) -> float:
-        """Mean entropy of the masks, see `dtp_deploy.transport.entropy_bits`."""
-        return entropy_bits(self.masks)
-
-    @contextmanager
-    def hardened(self) -> Iterator[None]:
-        """Within the context, masks of 0.5 or more are 1 in the model, and the others 0; scores stay as they are."""
-        with rounded(self._masks):
-            yield
 
     def learned_widths(self) -> dict[str, int]:
         """Weights of every maskable layer whose masks are 0.5 or more."""
@@ -195,7 +178,9 @@ class WeightMasks:
         if any(mask.grad is not None for mask in self._masks):
             gradients = [mask.grad if mask.grad is not None else torch.zeros_like(mask) for mask in self._masks]
             gradient = mean_over_ranks(torch.cat([self._flat(gradient) for gradient in gradients]))
-            self._learner.step(self.masks, gradient.to(self.scores), self._epsilon, self._step, self.progress)
+            gradient = gradient.to(self.scores)
+            self._learner.step(self.masks, gradient, self._epsilon, self._step, self.progress)
+            self.price = self._sharing.price(gradient)
             self.zero_grad()
         self._step += 1
         self.masks = self._solve()
@@ -213,20 +198,14 @@ class WeightMasks:
         """The next step's epsilon, and its transport."""
         ratio = self._ratio_now()
         wanted = self.settings.softness_at(self.progress, self._sharing.ratio, ratio)
-        epsilon = self._epsilon_for(wanted, ratio)
+        epsilon = self._epsilon_that_follows(wanted)
+        if epsilon is None:
+            epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
         if self._threshold is not None:
             self._start = self._threshold * (self._epsilon / epsilon)  # logits scale with 1 / epsilon
         self._epsilon = epsilon
         masks, self._threshold = self._sharing.solve(self.scores, epsilon, ratio, self._start)
         return masks
-
-    def _epsilon_for(self, wanted: float, ratio: float) -> float:
-        """The epsilon of the wanted softness, followed from step to step where that is near enough."""
-        if 0 < self._step < self.steps:
-            last = softness(self.masks)
-            if last > 0 and 0.8 < wanted / last < 1.25:
-                return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
-        return self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
 
     def _flat(self, tensor: Tensor) -> Tensor:
         """The values of a weight in a row; for 2:4 with the inputs next to each other, shape [numel,]."""
@@ -278,12 +257,6 @@ class WeightMasks:
         choices = (LayerChoice(layer.name, layer.weights, layer.weights, layer.left_because) for layer in self.layers)
         plan = PruningPlan((), {}, self._fingerprint, granularity=self.layers.granularity, layers=tuple(choices))
         return counted(plan, self.model)
-
-    def detach(self) -> None:
-        """Take the masks off and leave the weights as the masks make them now."""
-        for parametrised in self._parametrised:
-            parametrised.take_off()
-        self._parametrised = []
 
 
 def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tensor:

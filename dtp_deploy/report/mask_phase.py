@@ -60,8 +60,7 @@ def _charts(entries: Sequence[MaskPhaseEntry], top: float) -> list[str]:
             [
                 _series(entries, "undecided", "undecided"),
                 _series(entries, "mean entropy (100 = 1 bit)", "entropy_bits"),
-            ],
-            full,
+            ],  # of single weights hardly any is undecided: the axis follows the values
         ),
         *chart(
             box(0, 1),

@@ -194,7 +194,7 @@ class MaskPhaseEntry(_Part):
     cost_share: NotNegative = Field(description="cost of the masks over that of the dense network, by the formula")
     price: float | None = Field(
         description="what the loss would fall by if the budget gained the dense network's whole cost, to first order, "
-        "the mean since the entry before; null if not known, as with `--per-layer`"
+        "the mean since the entry before; null if not known, as with `--per-layer` or 2:4"
     )
     accuracy_soft: Fraction | None = Field(
         description="the task's metric on the first validation samples, masks as they are; null if not known"

@@ -218,6 +218,33 @@ def test_two_of_every_four_are_kept_and_of_equal_scores_the_first(values: list[f
         assert torch.nonzero(kept).flatten().tolist() == sorted(expected)
 
 
+@pytest.mark.parametrize("floor_share", [0.0, 0.9])
+def test_the_price_is_what_the_loss_falls_by_as_more_weights_are_kept(floor_share: float) -> None:
+    scores = torch.linspace(-1, 1, 40, dtype=torch.float64)  # the floor of the first layer holds with 0.9
+    gradient = torch.cos(torch.arange(40, dtype=torch.float64))
+    sharing = SharedBudget([20, 20], 16, "global", floor_share)
+
+    def loss(ratio: float) -> float:
+        return float(gradient @ sharing.solve(scores, 0.4, ratio, None)[0])
+
+    slope = (loss(0.4 + 1e-6) - loss(0.4 - 1e-6)) / 2e-6
+    loss(0.4)
+    assert sharing.price(gradient) == pytest.approx(-slope, rel=1e-5)
+
+
+def test_the_price_is_known_where_weights_share_one_budget() -> None:
+    for granularity, budget, known in (
+        ("weights", FIFTH, True),
+        ("weights", parse_budget("params", "20%", scope="per-layer"), False),
+        ("2:4", None, False),
+    ):
+        model = network()
+        masks = put_on(model, granularity, 3, budget)
+        assert masks.price is None
+        train(model, 1, masks.step)
+        assert (masks.price is not None) is known
+
+
 def test_weights_all_equal_are_decided_by_the_end() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5, bias=False))
     nn.init.constant_(model[1].weight, 0.1)
