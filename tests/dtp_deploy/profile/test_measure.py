@@ -169,7 +169,7 @@ def test_no_repeat_when_time_runs_out(model, monkeypatch):
     ],
 )
 def test_calmest_attempt_is_given_and_marked(attempts, p50_ms, stable):
-    parts = {key: {"a": {}} for key in ("system", "before", "after", "engines", "warm_up", "details")}
+    parts = {key: {"a": {}} for key in ("system", "before", "after", "engines", "warm_up", "details", "layers")}
     report = _reports({"attempts_ns": [{"a": blocks} for blocks in attempts], **parts}, QUICK)["a"]
     assert report.p50_ms == pytest.approx(p50_ms)
     assert report.stable == stable
