@@ -161,9 +161,15 @@ class CompressConfig(BaseModel):
     )
     host: str | None = _key("Target", None, "The board, for targets over ssh.", "USER@HOST", "me@board")
     threads: int | None = _key("Target", None, "Threads of the target's runtime; cpu: 1 unless given.", "N", 1, ge=1)
-    target_option: Texts = _key(
-        "Target", (), "A further option of the target. Once for each.", "KEY=VALUE", ["precision=fp16"]
+    precision: Literal["fp32", "fp16", "int8"] | None = _key(
+        "Target",
+        None,
+        "What the engine computes in, where the target can choose; jetson: fp16 unless given.",
+        "",
+        "fp16",
     )
+    lock_clocks: bool = _key("Target", False, "Lock a Jetson's clocks while measuring; they are always put back.")
+    target_option: Texts = _key("Target", (), "A further option of the target. Once for each.", "KEY=VALUE", ["dla=0"])
     require_measured: bool = _key("Target", False, "Fail with code 5 where the target cannot measure here.")
 
     epochs: int = _key("Training", 20, "Epochs in total, masks and fine-tuning together.", "N", ge=1)
@@ -303,7 +309,7 @@ def named_target(name: str, file: ConfigFile | None = None) -> TargetSpec:
 
 
 def target_spec(config: CompressConfig, file: ConfigFile | None = None) -> TargetSpec:
-    """The target with all its options: those of its table, then --host, --threads and --target-option.
+    """The target with all its options: those of its table, then those with a flag of their own, then --target-option.
 
     Raises:
         UsageError: an option is not of the form KEY=VALUE, or a file is damaged.
@@ -311,11 +317,17 @@ def target_spec(config: CompressConfig, file: ConfigFile | None = None) -> Targe
     >>> target_spec(CompressConfig(target="ssh", host="me@board", target_option="threads=2"), ConfigFile()).options
     {'host': 'me@board', 'threads': 2}
     """
-    return with_options(named_target(config.target, file), config.host, config.threads, config.target_option)
+    named = {
+        "host": config.host,
+        "threads": config.threads,
+        "precision": config.precision,
+        "lock_clocks": config.lock_clocks or None,
+    }
+    return with_options(named_target(config.target, file), named, config.target_option)
 
 
-def with_options(spec: TargetSpec, host: str | None, threads: int | None, further: Sequence[str]) -> TargetSpec:
-    """A target with more options: a host, a number of threads, and texts of the form KEY=VALUE.
+def with_options(spec: TargetSpec, named: Mapping[str, str | int | float | None], further: Sequence[str]) -> TargetSpec:
+    """A target with more options: by name, None for one that is not given, and texts of the form KEY=VALUE.
 
     Raises:
         UsageError: one is not of that form.
@@ -323,7 +335,7 @@ def with_options(spec: TargetSpec, host: str | None, threads: int | None, furthe
     from dtp_deploy.target import TargetSpec
 
     options = dict(spec.options)
-    options |= {key: value for key, value in (("host", host), ("threads", threads)) if value is not None}
+    options |= {key: value for key, value in named.items() if value is not None}
     for text in further:
         key, equals, value = text.partition("=")
         if not (key.isidentifier() and equals):

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from dtp_deploy_cli.options import Host, TargetName, TargetOptions, Threads, Verbose, checked_spec
+from dtp_deploy_cli.options import (
+    Host,
+    LockClocks,
+    Precision,
+    TargetName,
+    TargetOptions,
+    Threads,
+    Verbose,
+    checked_spec,
+)
 
 
 def calibrate(
@@ -25,6 +34,8 @@ def calibrate(
     target: TargetName = "cpu",
     host: Host = None,
     threads: Threads = None,
+    precision: Precision = None,
+    lock_clocks: LockClocks = False,
     target_option: TargetOptions = None,
     time_cap: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="Measure no further layer after this time.")
@@ -40,7 +51,8 @@ def calibrate(
     from dtp_deploy_cli.console import print_line
     from dtp_deploy_cli.progress import show_progress
 
-    spec = checked_spec(target, threads, host, target_option)
+    named = {"host": host, "threads": threads, "precision": precision, "lock_clocks": lock_clocks}
+    spec = checked_spec(target, named, target_option)
     with show_progress(verbose) as progress:
         with progress.task("load"):  # PyTorch too, which takes seconds
             from dtp_deploy.latency import calibrate as learn

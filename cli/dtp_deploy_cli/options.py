@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -28,6 +28,13 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads of the target's runtime; cpu: 1 unless given."),
 ]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"] | None,
+    typer.Option(help="What the engine computes in, where a target can choose; jetson: fp16 unless given."),
+]
+LockClocks = Annotated[
+    bool, typer.Option("--lock-clocks", help="Lock a Jetson's clocks while measuring; they are always put back.")
+]
 TargetOptions = Annotated[
     list[str] | None,
     typer.Option("--target-option", metavar="KEY=VALUE", help="A further option of the target. Once for each."),
@@ -36,10 +43,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 Verbose = Annotated[bool, typer.Option("--verbose", help="Without a terminal too, print a line for each stage.")]
 
 
-def checked_spec(
-    target: str, threads: int | None, host: str | None = None, further: list[str] | None = None
-) -> TargetSpec:
+def checked_spec(target: str, named: Mapping[str, str | int | None], further: list[str] | None = None) -> TargetSpec:
     """The target that the options name, or that a configuration file knows by that name.
+
+    Args:
+        target: its name.
+        named: options that have a flag of their own; None or False for one that is not given.
+        further: texts of the form KEY=VALUE.
 
     Raises:
         UsageError: it is unknown, or does not take these options.
@@ -47,7 +57,7 @@ def checked_spec(
     from dtp_deploy.config import named_target, with_options
     from dtp_deploy.target import find_target
 
-    spec = with_options(named_target(target), host, threads, further or ())
+    spec = with_options(named_target(target), {key: value or None for key, value in named.items()}, further or ())
     find_target(spec)
     return spec
 

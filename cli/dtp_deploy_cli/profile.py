@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtp_deploy_cli.options import AsJson, Host, TargetName, TargetOptions, Threads, Verbose, checked_spec
+from dtp_deploy_cli.options import (
+    AsJson,
+    Host,
+    LockClocks,
+    Precision,
+    TargetName,
+    TargetOptions,
+    Threads,
+    Verbose,
+    checked_spec,
+)
 
 if TYPE_CHECKING:
     from dtp_deploy.profile import LatencyReport, MeasureSettings
@@ -26,6 +36,8 @@ def profile(
     target: TargetName = "cpu",
     host: Host = None,
     threads: Threads = None,
+    precision: Precision = None,
+    lock_clocks: LockClocks = False,
     target_option: TargetOptions = None,
     trust: Annotated[bool, typer.Option("--trust", help="Let a .pt2 or TorchScript file run code.")] = False,
     inputs: Annotated[
@@ -58,7 +70,8 @@ def profile(
     from dtp_deploy_cli.console import print_json, print_line, print_table
     from dtp_deploy_cli.progress import show_progress
 
-    spec = checked_spec(target, threads, host, target_option)
+    named = {"host": host, "threads": threads, "precision": precision, "lock_clocks": lock_clocks}
+    spec = checked_spec(target, named, target_option)
     settings = replace(settings_for(min_seconds), layers=layers)
     with show_progress(verbose) as progress, as_onnx(model, inputs or [], trust) as path:
         check_onnx(path)

@@ -157,3 +157,11 @@ def test_options_of_a_target_come_from_everywhere() -> None:
     assert target_spec(config, file) == TargetSpec(
         "jetson", {"host": "b", "precision": "fp32", "dla": 0, "lock_clocks": True}
     )
+
+
+def test_precision_and_clocks_have_flags_of_their_own() -> None:
+    config = CompressConfig(target="jetson", host="b", precision="fp32", lock_clocks=True)
+    assert target_spec(config, ConfigFile()) == TargetSpec(
+        "jetson", {"host": "b", "precision": "fp32", "lock_clocks": True}
+    )
+    assert target_spec(CompressConfig(target="cpu"), ConfigFile()) == TargetSpec("cpu")
