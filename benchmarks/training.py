@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from dtp_deploy import ChannelMasks, find_groups, parse_budget
 from dtp_deploy.loading import Dataset
+from dtp_deploy.memory import freed_memory_kept
 from dtp_deploy.ranks import joined, rank
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer
@@ -83,10 +84,11 @@ def paired_tables(steps: int, device: torch.device) -> None:
         masked, last = copy.deepcopy(plain), copy.deepcopy(plain)
         groups = find_groups(masked, torch.zeros(1, *shape[1:], device=device))
         masks = ChannelMasks(masked, groups, parse_budget("macs", "30%"), steps=100 * steps)  # as long as real ones
-        with channels_last(last):  # the input has one channel, which lies the same in both layouts
+        # The layout and the memory are as the trainer has them, but for what is compared.
+        with freed_memory_kept(), channels_last(last):  # the input has one channel, which lies the same in both layouts
             seconds = in_turns(stepper(plain), stepper(last), shape, steps, device)
             rows["channels last"].append(row(f"{name}, 1x28x28", seconds, shape[0]))
-        with channels_last(plain), channels_last(masked):  # as the trainer has them
+        with freed_memory_kept(), channels_last(plain), channels_last(masked):
             seconds = in_turns(stepper(plain), stepper(masked, masks.step), shape, steps, device)
             rows["with masks"].append(row(f"{name}, 1x28x28", seconds, shape[0]))
     for what, lines in rows.items():

@@ -1,16 +1,41 @@
 """The memory of a part of a run, as the system and the device count it."""
 
+import ctypes
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+_MALLOPT = ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20))
+"""M_MMAP_THRESHOLD (32 MiB, the most that glibc takes), M_TRIM_THRESHOLD and M_TOP_PAD, of glibc's malloc.h."""
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a CUDA device; 0 for any other, which needs nothing to be brought to it."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within the block freed memory stays with the process; at its end it goes back to the system.
+
+    Every training step allocates and frees activations of some megabytes. glibc gives such blocks back at once, and the
+    next step has all of their pages mapped and cleared anew (`benchmarks/RESULTS.md`). Other C libraries
+    are left alone.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    for parameter, value in _MALLOPT:
+        libc.mallopt(parameter, value)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
 class PeakMemory:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
+from dtp_deploy.memory import freed_memory_kept
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import any_rank, mean_over_ranks, world_size
@@ -114,6 +115,7 @@ class Trainer:
 
         model.train()
         with progress.task(name, total=until - self.step) as advance, ExitStack() as stack:
+            stack.enter_context(freed_memory_kept())
             forward: nn.Module | None = None
             while self.step < until:
                 inputs, targets = next(self._batches)
