@@ -164,7 +164,7 @@ class CompressConfig(BaseModel):
     precision: Literal["fp32", "fp16", "int8"] | None = _key(
         "Target",
         None,
-        "What the engine computes in, where the target can choose; jetson: fp16 unless given.",
+        "What the engine computes in, where a target can choose; jetson: fp16 unless given.",
         "",
         "fp16",
     )
@@ -321,13 +321,13 @@ def target_spec(config: CompressConfig, file: ConfigFile | None = None) -> Targe
         "host": config.host,
         "threads": config.threads,
         "precision": config.precision,
-        "lock_clocks": config.lock_clocks or None,
+        "lock_clocks": config.lock_clocks,
     }
     return with_options(named_target(config.target, file), named, config.target_option)
 
 
 def with_options(spec: TargetSpec, named: Mapping[str, str | int | float | None], further: Sequence[str]) -> TargetSpec:
-    """A target with more options: by name, None for one that is not given, and texts of the form KEY=VALUE.
+    """A target with more options: by name, None or False for one that is not given, and texts of the form KEY=VALUE.
 
     Raises:
         UsageError: one is not of that form.
@@ -335,7 +335,7 @@ def with_options(spec: TargetSpec, named: Mapping[str, str | int | float | None]
     from dtp_deploy.target import TargetSpec
 
     options = dict(spec.options)
-    options |= {key: value for key, value in named.items() if value is not None}
+    options |= {key: value for key, value in named.items() if value is not None and value is not False}
     for text in further:
         key, equals, value = text.partition("=")
         if not (key.isidentifier() and equals):

@@ -57,7 +57,7 @@ def checked_spec(target: str, named: Mapping[str, str | int | None], further: li
     from dtp_deploy.config import named_target, with_options
     from dtp_deploy.target import find_target
 
-    spec = with_options(named_target(target), {key: value or None for key, value in named.items()}, further or ())
+    spec = with_options(named_target(target), named, further or ())
     find_target(spec)
     return spec
 
