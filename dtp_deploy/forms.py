@@ -76,7 +76,7 @@ def make_form(
         target: to build for.
         data: to evaluate on.
         task: has the metric.
-        progress: told of the evaluation.
+        progress: told of the build, where it takes long, and of the evaluation.
         accuracy: known from an earlier run; then it is not evaluated again.
 
     Raises:
@@ -87,7 +87,9 @@ def make_form(
     found = find_target(target)
     runs_here = found.availability().available
     # A device that is not at hand cannot evaluate: the same file does, on this machine.
-    engine = (found if runs_here else find_target(_STAND_IN)).build(path)
+    builder = found if runs_here else find_target(_STAND_IN)
+    builder.progress = progress
+    engine = builder.build(path)
     prediction = None if runs_here else predict(path, target)
     with engine.open() as session:
 

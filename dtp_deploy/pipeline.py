@@ -423,8 +423,8 @@ class _Run:
         settings = self.measuring or MeasureSettings()
         if processes > 1:  # they are repeats enough
             settings = replace(settings, repeats=0)
-        attempts = [time_models(files, self.target, settings) for _ in range(processes - 1)]
-        attempts.append(time_models(files, self.target, replace(settings, layers=True)))
+        attempts = [time_models(files, self.target, settings, self.progress) for _ in range(processes - 1)]
+        attempts.append(time_models(files, self.target, replace(settings, layers=True), self.progress))
         if budget is not None and processes > 1:
             shares = [share_of_limit(budget, attempt["pruned"], attempt["dense"]) for attempt in attempts]
             self.findings.deviations.append(

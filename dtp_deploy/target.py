@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dtp_deploy.errors import DtpError, InputError, TargetError, UsageError
+from dtp_deploy.progress import SILENT, Progress
 
 Arrays = dict[str, npt.NDArray[Any]]
 Option = str | int | float | bool
@@ -303,6 +304,8 @@ class Target(abc.ABC):
     """The form of model that `build` takes: "onnx" or "torch.export"."""
     build_is_slow: ClassVar[bool] = False
     """Whether builds take so long that latency is learned from few whole networks, not from many single layers."""
+    progress: Progress = SILENT
+    """Who hears how far a build is; set by whoever builds."""
 
     @abc.abstractmethod
     def availability(self) -> Availability:

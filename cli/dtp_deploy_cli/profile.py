@@ -76,7 +76,7 @@ def profile(
     with show_progress(verbose) as progress, as_onnx(model, inputs or [], trust) as path:
         check_onnx(path)
         with progress.task(f"measuring {model.name}"):
-            report = measure({"model": path}, spec, settings)["model"]
+            report = measure({"model": path}, spec, settings, progress)["model"]
     if as_json:
         print_json(json_text(asdict(report)))
         return

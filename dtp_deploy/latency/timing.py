@@ -8,6 +8,7 @@ from statistics import median
 
 from dtp_deploy.errors import TargetError
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings, measure
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.target import PredictedLatency, TargetSpec, find_target
 
 
@@ -30,7 +31,10 @@ def predict(path: Path, target: TargetSpec) -> PredictedLatency:
 
 
 def time_models(
-    models: Mapping[str, Path], target: TargetSpec, settings: MeasureSettings | None = None
+    models: Mapping[str, Path],
+    target: TargetSpec,
+    settings: MeasureSettings | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, LatencyReport]:
     """Latencies of several models, measured in turns, or predicted: then each report has one sample, the prediction,
     and ``environment["basis"]`` is "predicted".
@@ -39,7 +43,7 @@ def time_models(
         TargetError: the target can do neither, or its runtime failed.
     """
     if can_measure(target):
-        return measure(models, target, settings)
+        return measure(models, target, settings, progress)
     reports = {}
     for name, path in models.items():
         prediction = predict(path, target)

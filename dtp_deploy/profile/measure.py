@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,18 +15,25 @@ from typing import Any, BinaryIO
 from dtp_deploy import errors
 from dtp_deploy.errors import DtpError, InputError, TargetError, UsageError
 from dtp_deploy.profile.protocol import Event, Job, read_events
+from dtp_deploy.profile.relay import Follower
 from dtp_deploy.profile.report import LatencyReport, RatioInterval, median_ratio
 from dtp_deploy.profile.settings import MeasureSettings
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.target import LayerTime, TargetSpec
 
 __all__ = ["LatencyReport", "MeasureSettings", "RatioInterval", "measure", "median_ratio"]
 
+_LOOK_S = 0.5
+"""Between two looks at how far the child is."""
 _STDERR_LINES = 3
 _STDERR_BYTES = 4096
 
 
 def measure(
-    models: Mapping[str, Path], spec: TargetSpec | str, settings: MeasureSettings | None = None
+    models: Mapping[str, Path],
+    spec: TargetSpec | str,
+    settings: MeasureSettings | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, LatencyReport]:
     """Measure ONNX models on a target, in turns (A B A B ...) in one child process.
 
@@ -42,6 +50,7 @@ def measure(
         models: the files to measure, by a name of the caller's choice.
         spec: the target, which the child looks up with this process's import path.
         settings: how long and how carefully.
+        progress: told of builds that take a while.
 
     Returns:
         A report for each model, in the order of `models`.
@@ -63,28 +72,40 @@ def measure(
             spec, {name: path.resolve() for name, path in models.items()}, settings, Path(folder) / "events.jsonl"
         )
         with (Path(folder) / "stderr").open("w+b") as stderr:
-            return_code = _run_child(job, stderr)
+            return_code = _run_child(job, stderr, progress)
             events = read_events(job.events)
             last_words = _last_lines(stderr)
     return _reports(_result(job, events, return_code, last_words), settings)
 
 
-def _run_child(job: Job, stderr: BinaryIO) -> int | None:
+def _run_child(job: Job, stderr: BinaryIO, progress: Progress) -> int | None:
     """Run the worker to its end. Its exit status (negative: the signal that ended it), or None if it was too slow."""
     # Like this process, the child imports from sys.path; -P keeps the working directory out, unless it is in there.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "dtp_deploy.profile.worker"],
-        stdin=subprocess.PIPE,
-        stdout=stderr,
-        stderr=stderr,
-        env=environment,
-        start_new_session=True,  # a process group of its own, so that whatever it starts can be ended with it
-    ) as child:
+    deadline = time.monotonic() + job.settings.timeout_s
+    with (
+        Follower(job, progress) as follower,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "dtp_deploy.profile.worker"],
+            stdin=subprocess.PIPE,
+            stdout=stderr,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,  # a process group of its own, so that whatever it starts can be ended with it
+        ) as child,
+    ):
         try:
-            child.communicate(job.to_json().encode(), timeout=job.settings.timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+            request: bytes | None = job.to_json().encode()
+            while True:
+                left_s = deadline - time.monotonic()
+                try:
+                    child.communicate(request, timeout=max(0.0, min(_LOOK_S, left_s)))
+                    break
+                except subprocess.TimeoutExpired:
+                    if left_s <= _LOOK_S:
+                        return None
+                request = None  # it is on its way
+                follower.look()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -100,6 +121,7 @@ def _last_lines(stream: BinaryIO) -> str:
 
 def _result(job: Job, events: list[Event], return_code: int | None, last_words: str) -> Event:
     """The child's result, or an error that says what became of it."""
+    events = [event for event in events if event["event"] != "note"]
     last: Event = events[-1] if events else {"event": "stage", "stage": "starting", "model": None}
     if last["event"] == "error":
         raise _error_class(last["kind"])(last["message"])

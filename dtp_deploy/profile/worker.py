@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from dtp_deploy.errors import DtpError, TargetError
 from dtp_deploy.profile.environment import snapshot, system_info
 from dtp_deploy.profile.protocol import Job, write_event
+from dtp_deploy.profile.relay import BUILDING, Relay
 from dtp_deploy.profile.report import LatencyReport
 from dtp_deploy.profile.sampling import Run, WarmUp, block_sizes, interleave, warm_up
 from dtp_deploy.profile.settings import MeasureSettings
@@ -44,7 +45,8 @@ def _measure(job: Job, events: TextIO) -> dict[str, Any]:
     settings = job.settings
     engines: dict[str, Engine] = {}
     for name, path in job.models.items():
-        write_event(events, "stage", stage="building", model=name)
+        write_event(events, "stage", stage=BUILDING, model=name)
+        target.progress = Relay(events, name)
         engines[name] = target.build(path)
     infos = {name: asdict(engine.info) for name, engine in engines.items()}
     attempts: list[Attempt] = []
@@ -91,7 +93,7 @@ def _open(
 ) -> dict[str, Run]:
     runs = {}
     for name, engine in engines.items():
-        write_event(events, "stage", stage="building", model=name)
+        write_event(events, "stage", stage="loading", model=name)
         session = sessions.enter_context(engine.open())
         _check_outputs(session)
         runs[name] = _rotation(session, settings)

@@ -105,7 +105,7 @@ class TensorRtTarget(Target):
                 with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
                     prepared = Path(folder) / "model.onnx"
                     facts = prepare(model_path, self._settings.precision, prepared)
-                    return build(trt, prepared, facts, self._settings, timings)
+                    return build(trt, prepared, facts, self._settings, timings, self.progress)
 
             built, was_cached = cached(key, fresh)
         return ApiEngine(model_path, trt, built, self._settings, {"cached": was_cached})

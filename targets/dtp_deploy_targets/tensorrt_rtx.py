@@ -58,4 +58,5 @@ class TensorRtRtxTarget(Target):
         with tempfile.TemporaryDirectory(prefix="dtp-deploy-") as folder:
             prepared = Path(folder) / "model.onnx"
             facts = prepare(model_path, self._settings.precision, prepared)
-            return build(import_module("tensorrt_rtx"), prepared, facts, self._settings, timing_cache=None)
+            trt = import_module("tensorrt_rtx")
+            return build(trt, prepared, facts, self._settings, timing_cache=None, progress=self.progress)

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dtp_deploy.errors import TargetError, UsageError
+from dtp_deploy.progress import Progress
 from dtp_deploy_targets import cuda
 from dtp_deploy_targets.engine_cache import Built
 from dtp_deploy_targets.prepare import PRECISIONS, Facts
@@ -66,7 +68,14 @@ def labelled(target: str, model_path: Path) -> Iterator[None]:
         raise TargetError(f"Target '{target}' with {model_path.name}: {error}") from error
 
 
-def build(trt: ModuleType, onnx_path: Path, facts: Facts, settings: BuildSettings, timing_cache: Path | None) -> Built:
+def build(
+    trt: ModuleType,
+    onnx_path: Path,
+    facts: Facts,
+    settings: BuildSettings,
+    timing_cache: Path | None,
+    progress: Progress,
+) -> Built:
     """Parse an ONNX file, build its engine, and see what the engine computes in.
 
     Raises:
@@ -87,9 +96,10 @@ def build(trt: ModuleType, onnx_path: Path, facts: Facts, settings: BuildSetting
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     if facts.sparse_2_4:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    config.progress_monitor = _make_monitor(trt)
     timings = _read_timings(config, timing_cache)
-    plan = builder.build_serialized_network(network, config)
+    with progress.task("engine, percent", 100) as advance:
+        config.progress_monitor = _make_monitor(trt, Percent(advance))
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise TargetError(f"the engine could not be built: {explain_failure('', log.errors())}")
     _write_timings(timings, timing_cache)
@@ -140,23 +150,72 @@ def make_log(trt: ModuleType) -> Any:  # noqa: ANN401 - a subclass of a class th
     return Log()
 
 
-def _make_monitor(trt: ModuleType) -> Any:  # noqa: ANN401
-    """Tells the log how far a build is."""
+class Percent:
+    """How far a build of nested phases is: a phase within another is a part of the step that the other is at.
 
+    Args:
+        advance: called once for every percent.
+
+    >>> told = []
+    >>> percent = Percent(lambda: told.append(1))
+    >>> percent.start("engine", None, 4)
+    >>> percent.start("tactics", "engine", 5)
+    >>> percent.done("tactics", 1)
+    >>> len(told)
+    10
+    >>> percent.finish("tactics"), percent.done("engine", 1), percent.finish("engine"), len(told)
+    (None, None, None, 100)
+    """
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self._advance = advance
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
+        self._told = 0
+        self._lock = threading.Lock()  # TensorRT may call from threads of its own
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins."""
+        with self._lock:
+            self._phases[phase] = parent, max(1, steps), 0
+
+    def done(self, phase: str, steps: int) -> None:
+        """So many steps of a phase are done."""
+        with self._lock:
+            if phase in self._phases:
+                parent, total, _ = self._phases[phase]
+                self._phases[phase] = parent, total, min(steps, total)
+            self._tell(sum(self._share(name) for name, (parent, _, _) in self._phases.items() if parent is None))
+
+    def finish(self, phase: str) -> None:
+        """A phase is over; with the outermost one everything is."""
+        with self._lock:
+            parent, _, _ = self._phases.pop(phase, (phase, 0, 0))
+            if parent is None:
+                self._tell(1.0)
+
+    def _share(self, phase: str) -> float:
+        _, total, done = self._phases[phase]
+        within = sum(self._share(name) for name, (parent, _, _) in self._phases.items() if parent == phase)
+        return min(1.0, (done + min(1.0, within)) / total)
+
+    def _tell(self, share: float) -> None:
+        while self._told < int(100 * share + 1e-9):
+            self._told += 1
+            self._advance()
+
+
+def _make_monitor(trt: ModuleType, percent: Percent) -> Any:  # noqa: ANN401
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._steps: dict[str, int] = {}
-
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._steps[phase] = steps
+            percent.start(phase, parent, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            _log.info("building the engine: %s, step %d of %d", phase, step + 1, self._steps.get(phase, 0))
+            _log.debug("step %d of %s is done", step + 1, phase)
+            percent.done(phase, step + 1)
             return True
 
         def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+            percent.finish(phase)
 
     return Monitor()
 

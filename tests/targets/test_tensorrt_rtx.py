@@ -1,7 +1,7 @@
 """Parsing and building run for real where the package is installed; running needs a GPU."""
 
-import logging
 import re
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from dtp_deploy.errors import TargetError, UsageError
 from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.parity import compare
 from dtp_deploy.profile import measure
+from dtp_deploy.progress import SILENT
 from dtp_deploy.target import TargetSpec, find_target, random_inputs
 from dtp_deploy.testing.conformance import CHECKS, make_case, write_small_model
 from dtp_deploy.testing.zoo import ZOO
@@ -113,7 +114,7 @@ def test_a_model_that_stayed_fp32_is_refused_as_fp16(model):
 
     facts = Facts((), False, (), ())
     with pytest.raises(TargetError, match=r"^asked for fp16, but the engine has 100 % of its layers in fp32\."):
-        build(tensorrt_rtx, model, facts, BuildSettings("fp16"), None)
+        build(tensorrt_rtx, model, facts, BuildSettings("fp16"), None, SILENT)
 
 
 @installed
@@ -133,10 +134,19 @@ def test_the_second_build_comes_from_the_cache(model, monkeypatch):
 
 
 @installed
-def test_a_build_tells_how_far_it_is(model, caplog):
-    with caplog.at_level(logging.INFO, "dtp_deploy_targets.trt_build"):
-        built(model, "fp32")
-    assert any(re.match(r"building the engine: .+, step \d+ of \d+$", message) for message in caplog.messages)
+def test_a_build_tells_how_far_it_is(model):
+    percent = []
+
+    class Heard:
+        @contextmanager
+        def task(self, name, total=None):
+            assert (name, total) == ("engine, percent", 100)
+            yield lambda: percent.append(1)
+
+    target = TensorRtRtxTarget(precision="fp32")
+    target.progress = Heard()
+    target.build(model)
+    assert len(percent) == 100
 
 
 @installed

@@ -57,6 +57,19 @@ class FaultySession(Session):
         return {"y": self.target.compute(inputs["x"])}
 
 
+class BuildsSlowly(Works):
+    """Tells how far it is."""
+
+    def _build(self, model_path: Path) -> Engine:
+        time.sleep(1)
+        with self.progress.task("engine, percent", 4) as advance:
+            for _ in range(4):
+                time.sleep(0.6)
+                advance()
+        self.progress.note("built")
+        return super()._build(model_path)
+
+
 class Crashes(Works):
     def compute(self, x: np.ndarray) -> Any:
         print("kernel: bad address", file=sys.stderr, flush=True)

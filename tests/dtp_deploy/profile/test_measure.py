@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from dtp_deploy.errors import InputError, TargetError, UsageError
 from dtp_deploy.profile import MeasureSettings, measure, median_ratio, worker
 from dtp_deploy.profile.measure import _reports, _result
 from dtp_deploy.profile.protocol import Job, read_events
+from dtp_deploy.profile.relay import Follower, Relay
 from dtp_deploy.target import TargetSpec
 from dtp_deploy.testing.conformance import write_small_model
 
@@ -55,6 +58,72 @@ def test_measures_onnx_models_in_turns(tmp_path):
     assert environment["attempts"] == [{"p50_ms": dense.p50_ms, "stable": dense.stable}]
 
 
+class Heard:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.steps: dict[tuple[str, int | None], int] = {}
+        self.open: list[str] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        key = name, total
+        self.steps[key] = 0
+        self.open.append(name)
+
+        def advance() -> None:
+            self.steps[key] += 1
+
+        yield advance
+        self.open.remove(name)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_slow_builds_tell_how_far_they_are(model):
+    heard = Heard()
+    measure({"a": model}, faulty("BuildsSlowly"), QUICK, heard)
+    title = "building model.onnx for faulty_targets:BuildsSlowly"
+    assert heard.steps.keys() == {(title, None), (f"{title}: engine, percent", 4)}
+    assert heard.steps[f"{title}: engine, percent", 4] == 4
+    assert heard.notes == ["built"]
+    assert not heard.open
+
+
+def test_builds_of_a_moment_tell_nothing(model):
+    heard = Heard()
+    measure({"a": model}, faulty("Works"), QUICK, heard)
+    assert not heard.steps
+
+
+def test_events_are_followed_line_by_line(tmp_path, model):
+    job = Job(faulty("Works"), {"a": model}, QUICK, tmp_path / "events")
+    heard = Heard()
+    with Follower(job, heard) as follower:
+        follower.look()  # the child has not begun
+        with job.events.open("w") as events:
+            relay = Relay(events, "a")
+            relay.note("first")
+            with relay.task("engine", 3) as advance:
+                follower.look()
+                advance()
+                advance()
+                events.write('{"event": "no')
+                events.flush()
+                follower.look()
+                assert heard.notes == ["first"]
+                assert list(heard.steps.values()) == [2]
+                events.write('te", "message": "second"}\n')
+                advance()
+            follower.look()
+            assert heard.notes == ["first", "second"]
+            assert list(heard.steps.values()) == [3]
+            assert len(heard.open) == 1
+    assert not heard.open
+
+
 def test_layers_are_profiled_only_when_asked(tmp_path, model):
     write_small_model(tmp_path / "small.onnx", width=4)
     spec = TargetSpec("cpu", {"threads": 1})
@@ -79,7 +148,7 @@ def test_options_reach_the_child(model):
 
 def test_crash_is_a_result(model):
     message = (
-        "Target 'faulty_targets:Crashes' failed while building model 'dense' (model.onnx): the measuring process was "
+        "Target 'faulty_targets:Crashes' failed while loading model 'dense' (model.onnx): the measuring process was "
         "ended by SIGSEGV. The runtime crashed; its own error report follows, if it made one. "
         "Last lines of its output: kernel: bad address"
     )
