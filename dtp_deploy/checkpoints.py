@@ -1,7 +1,8 @@
 """Checkpoints of a long run: written at once or not at all, checked when read, the last two kept.
 
-A file holds one line of JSON (schema, step, SHA-256 of the rest) and then what `torch.save` made of the state, which is
-read back with ``weights_only=True``: tensors and plain values, no code.
+A file holds one line of JSON (version of the program, step, SHA-256 of the rest) and then what `torch.save` made of the
+state, which is read back with ``weights_only=True``: tensors and plain values, no code. Another version of the program
+may train in another way, so it does not go on with what this one has begun.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 import torch
 
+from dtp_deploy import __version__
 from dtp_deploy.artefact import CHECKPOINTS, partial_of
 from dtp_deploy.errors import InputError, StoppedError, UsageError
 from dtp_deploy.interrupt import Interruption
 from dtp_deploy.ranks import any_rank, rank
 
-_SCHEMA = 1
 _KEPT = 2
 
 
@@ -47,7 +48,7 @@ class CheckpointFolder:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
-        header = {"schema": _SCHEMA, "step": step, "sha256": hashlib.sha256(content).hexdigest()}
+        header = {"dtp_deploy": __version__, "step": step, "sha256": hashlib.sha256(content).hexdigest()}
         number = max((_number(path) for path in self._files()), default=0) + 1
         path = self.folder / f"{number:06d}.checkpoint"
         temporary = path.with_suffix(".temporary")
@@ -71,7 +72,11 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, or None if there is none. A damaged file is passed over."""
+        """The newest state that is whole, or None if there is none. A damaged file is passed over.
+
+        Raises:
+            InputError: it was written by another version of the program.
+        """
         for path in reversed(self._files()):
             state = _read(path)
             if state is not None:
@@ -114,7 +119,8 @@ class Keeper:
         """The newest state, if it is of the same run.
 
         Raises:
-            InputError: no checkpoint is whole, or the run is another one; the message names what differs.
+            InputError: no checkpoint is whole, or it is of another version of the program, or of another run; the
+                message names what differs.
         """
         state = self.folder.newest()
         if state is None:
@@ -173,6 +179,7 @@ def read_origin(out: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no checkpoint, or none that is whole.
+        InputError: it was written by another version of the program.
     """
     state = CheckpointFolder(partial_of(out) / CHECKPOINTS).newest()
     if state is None:
@@ -192,8 +199,14 @@ def _read(path: Path) -> dict[str, Any] | None:
         header = json.loads(line)
     except (OSError, ValueError):
         return None
-    if header.get("schema") != _SCHEMA or header.get("sha256") != hashlib.sha256(content).hexdigest():
+    if header.get("sha256") != hashlib.sha256(content).hexdigest():
         return None
+    version = header.get("dtp_deploy")
+    if version != __version__:
+        raise InputError(
+            f"{path} was written by {f'dtp-deploy {version}' if version else 'an earlier version'}; this is dtp-deploy "
+            f"{__version__}, which may train in another way. Go on with that version, or start over with --force."
+        )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError):

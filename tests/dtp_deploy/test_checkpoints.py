@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dtp_deploy import __version__, checkpoints
 from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import InputError
 
@@ -67,7 +68,27 @@ def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "it-ran",))
 
     content = pickle.dumps(Malicious(), protocol=2)
-    header = json.dumps({"schema": 1, "step": 1, "sha256": hashlib.sha256(content).hexdigest()}).encode()
+    header = json.dumps({"dtp_deploy": __version__, "step": 1, "sha256": hashlib.sha256(content).hexdigest()}).encode()
     (tmp_path / "000001.checkpoint").write_bytes(header + b"\n" + content)
     assert CheckpointFolder(tmp_path).newest() is None
     assert not (tmp_path / "it-ran").exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "__version__", "0.0.9")
+    CheckpointFolder(tmp_path).save({"step": 1}, step=1)
+    monkeypatch.undo()
+    with pytest.raises(InputError) as caught:
+        CheckpointFolder(tmp_path).newest()
+    assert str(caught.value) == (
+        f"{tmp_path}/000001.checkpoint was written by dtp-deploy 0.0.9; this is dtp-deploy {__version__}, which may "
+        "train in another way. Go on with that version, or start over with --force."
+    )
+
+
+def test_checkpoints_that_name_no_version_are_refused(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).save({"step": 1}, step=1)
+    path = tmp_path / "000001.checkpoint"
+    path.write_bytes(path.read_bytes().replace(b'"dtp_deploy"', b'"schema"', 1))
+    with pytest.raises(InputError, match=r"was written by an earlier version; this is dtp-deploy "):
+        CheckpointFolder(tmp_path).newest()
