@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import dtp_deploy
+from dtp_deploy import granularity, limits
 from dtp_deploy.budget import Budget
 from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import InputError, StoppedError, UsageError
@@ -123,6 +124,25 @@ def test_a_run_from_taylor_scores_with_a_kept_layer_is_resumed_bit_for_bit(
         ]
         assert report.settings["keep"] == ["0.stem.0"]
     assert plans[0] == plans[1]
+
+
+def test_what_was_decided_about_a_latency_is_kept_and_not_found_out_again(
+    dense: nn.Module, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget("latency", 0.98, relative=True)  # nearly all is what removing channels does not shorten
+    run = partial(compress, dense, data=data, budget=budget, target="jetson:orin-nano", settings=SETTINGS)
+    run(out=tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(CutOff):
+        run(out=out, checkpoint_minutes=0.0, progress=StopsAt("masks", 5, cut))
+    monkeypatch.setattr(limits, "learn_table", None)
+    with pytest.raises(CutOff):
+        run(out=out, checkpoint_minutes=0.0, progress=StopsAt("fine-tuning", 3, cut), resume=True)
+    monkeypatch.setattr(granularity, "close_loop", None)
+    report = run(out=out, resume=True)
+    assert report.budget.met
+    for file in ("pruning_plan.json", "model.safetensors"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
