@@ -18,6 +18,7 @@ from torch import nn
 from dtp_deploy.errors import GraphError
 from dtp_deploy.export.files import MAX_ONNX_BYTES, serialise, too_large, write_atomically
 from dtp_deploy.export.quiet import first_line, held_back
+from dtp_deploy.export.translations import translations_kept
 from dtp_deploy.modules import Inputs, as_inputs, evaluating, flatten_outputs, shapes_of
 
 if TYPE_CHECKING:
@@ -54,12 +55,9 @@ def export_onnx(
     inputs = as_inputs(inputs)
     with _explained("ONNX", model, inputs):
         names = _output_names(model, inputs)
-        program = torch.onnx.export(
-            _capture(model, inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            verbose=False,
-        )
+        captured = _capture(model, inputs)
+        with translations_kept():
+            program = torch.onnx.export(captured, dynamo=True, opset_version=OPSET, verbose=False)
         assert program is not None
         _name_values(program.model.graph, list(input_names or default_input_names(len(inputs))), names)
         content = serialise(program.model_proto)
