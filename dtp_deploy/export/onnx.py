@@ -55,7 +55,7 @@ def export_onnx(
     inputs = as_inputs(inputs)
     with _explained("ONNX", model, inputs):
         names = _output_names(model, inputs)
-        captured = _capture(model, inputs)
+        captured = capture(model, inputs)
         with translations_kept():
             program = torch.onnx.export(captured, dynamo=True, opset_version=OPSET, verbose=False)
         assert program is not None
@@ -74,7 +74,7 @@ def export_program(model: nn.Module, inputs: torch.Tensor | Inputs, path: Path) 
     """
     inputs = as_inputs(inputs)
     with _explained("a torch.export program", model, inputs):
-        program = _capture(model, inputs)
+        program = capture(model, inputs)
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
                 node.meta.pop("stack_trace", None)
@@ -93,8 +93,11 @@ def default_input_names(count: int) -> list[str]:
     return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
 
 
-def _capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """The model as a graph. Traced with zeros, because the program keeps what it was traced with."""
+def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """The model as a graph, in evaluation mode. Traced with zeros, because the program keeps what it was traced with.
+
+    What PyTorch cannot trace raises errors of its many classes.
+    """
     with evaluating(model), torch.no_grad():
         return torch.export.export(model, tuple(torch.zeros_like(tensor) for tensor in inputs), strict=False)
 

@@ -30,7 +30,7 @@ class LatencyProbe:
         groups: its groups.
         target: where to measure.
         folder: for the ONNX files.
-        dense_onnx: the dense model's own file, ready to measure.
+        dense_onnx: the dense model's own file, ready to measure; None: it is made when it is first needed.
         batches: for the parity of every export.
         settings: of the measurements.
         finish: what is done to a network before it is delivered.
@@ -42,7 +42,7 @@ class LatencyProbe:
         groups: Groups,
         target: TargetSpec,
         folder: Path,
-        dense_onnx: Path,
+        dense_onnx: Path | None,
         batches: Sequence[Arrays],
         settings: MeasureSettings,
         finish: Callable[[nn.Module], nn.Module] = lambda model: model,
@@ -58,19 +58,22 @@ class LatencyProbe:
         """A report for every plan, and first one under `DENSE` for the dense model, all measured in turns in one fresh
         process; with other settings than the probe's, if given.
         """
-        models = {DENSE: self.dense_onnx} | {name: self._file(plan) for name, plan in plans.items()}
+        models = {DENSE: self._dense()} | {name: self._file(plan) for name, plan in plans.items()}
         return time_models(models, self.target, settings or self.settings)
+
+    def _dense(self) -> Path:
+        if self.dense_onnx is None:
+            self.dense_onnx = self._deliver(self.model, DENSE)
+        return self.dense_onnx
 
     def _file(self, plan: PruningPlan) -> Path:
         widths = tuple(plan.widths().values())
         if widths not in self._files:
-            path = self.folder / f"structure-{len(self._files)}.onnx"
-            deliver(
-                self.finish(remove_channels(self.model, plan)).eval(),
-                self.groups.inputs,
-                path,
-                self.batches,
-                "structure",
-            )
-            self._files[widths] = path
+            network = self.finish(remove_channels(self.model, plan)).eval()
+            self._files[widths] = self._deliver(network, f"structure-{len(self._files)}")
         return self._files[widths]
+
+    def _deliver(self, network: nn.Module, name: str) -> Path:
+        path = self.folder / f"{name}.onnx"
+        deliver(network, self.groups.inputs, path, self.batches, name)
+        return path

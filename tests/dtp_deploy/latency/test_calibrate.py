@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from dtp_deploy.errors import TargetError
-from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, structures
+from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, proof_cache, structures
+from dtp_deploy.latency import probe as probing
 from dtp_deploy.latency.probe import DENSE
 from dtp_deploy.profile import LatencyReport
 from dtp_deploy.prune import make_plan
@@ -183,3 +185,14 @@ def test_calibrate_learns_what_a_probe_finds_in_the_cache(
     again = learn_table(probe, cache_folder=tmp_path / "cache")
     assert measured_models(tmp_path) == []
     assert again.cost.to_json() == table.cost.to_json()
+
+
+def test_a_second_calibration_neither_proves_nor_exports(
+    probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = probe_on(step=8).target
+    learn = partial(calibrate, exported.model, exported.groups.inputs, target, cache_folder=tmp_path / "cache")
+    table = learn()
+    monkeypatch.setattr(probing, "deliver", None)
+    monkeypatch.setattr(proof_cache, "prove", None)
+    assert learn().cost.to_json() == table.cost.to_json()
