@@ -1,11 +1,12 @@
 """The benchmark of accuracy: its arithmetic, and every method on a small real run."""
 
+import argparse
 import dataclasses
 
 import pytest
 import torch
 
-from benchmarks.accuracy import cells, interval, print_tables
+from benchmarks.accuracy import cells, interval, print_tables, strengths_of
 from benchmarks.classifiers import make
 from benchmarks.pruners import STRENGTHS, Job, prune
 from dtp_deploy import find_groups, prove
@@ -48,6 +49,16 @@ def test_dtp_is_compared_seed_by_seed_with_the_method_that_is_best_on_average(
 def test_cells_keep_strengths_apart() -> None:
     tuned = row("groupnorm", 0, 0.5) | {"strength": 0.005}
     assert set(cells([tuned])["digits", "resnet20", 25.0]) == {"groupnorm 0.005"}
+
+
+def test_strengths_are_tried_when_tuning_or_when_asked() -> None:
+    def of(method: str, tune: bool = False, strengths: bool = False) -> tuple[float | None, ...]:
+        return strengths_of(method, argparse.Namespace(tune=tune, strengths=strengths))
+
+    assert of("groupnorm") == (None,)
+    assert of("groupnorm", tune=True) == STRENGTHS["groupnorm"]
+    assert of("groupnorm", strengths=True) == (None, *STRENGTHS["groupnorm"][1:])
+    assert of("dtp", tune=True) == of("dtp", strengths=True) == (None,)
 
 
 @pytest.fixture(scope="module")
