@@ -65,7 +65,7 @@ licences: $(DEV) ## every dependency's licence against the allow-list
 	$(BIN)/python tests/check_licences.py
 
 pytest: $(DEV) ## tests and doctests, with branch coverage; warnings are errors
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations=25
 
 clean: ## remove what these targets made, except .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

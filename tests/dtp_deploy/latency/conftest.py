@@ -1,6 +1,8 @@
 """A network whose structures are exported once, and targets whose times follow from a formula."""
 
 import copy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import find_groups
-from dtp_deploy.latency import LatencyProbe, structures
+from dtp_deploy.latency import LatencyProbe, LatencyTable, learn_table, structures
 from dtp_deploy.latency.probe import PROBING
 from dtp_deploy.prune import prove
 from dtp_deploy.target import TargetSpec
@@ -46,21 +48,45 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> LatencyProbe:
     return LatencyProbe(model, groups, TargetSpec("cpu"), folder, folder / "dense.onnx", batches, PROBING)
 
 
-@pytest.fixture
-def probe_on(exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes the probe of a formula target by its class and options; models measured are listed in log.txt.
+def on_formulas(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let formula targets be found; they list the models that they measure in log.txt.
 
     Formulas have no noise: whole structures are measured in one process.
     """
     monkeypatch.setattr(structures, "_PROCESSES", 1)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setenv("FORMULA_LOG", str(tmp_path / "log.txt"))
-    monkeypatch.setenv("FORMULA_FAULT", str(tmp_path / "fault.txt"))
+    monkeypatch.setenv("FORMULA_LOG", str(folder / "log.txt"))
+    monkeypatch.setenv("FORMULA_FAULT", str(folder / "fault.txt"))
 
-    def make(name: str = "Formula", **options: object) -> LatencyProbe:
-        probe = copy.copy(exported)
-        probe.model = copy.deepcopy(exported.model)  # two threads must not trace one and the same
-        probe.target = TargetSpec(f"formula_targets:{name}", options)
-        return probe
 
-    return make
+def probe_of(exported: LatencyProbe, name: str = "Formula", **options: object) -> LatencyProbe:
+    """The probe of a formula target by its class and options."""
+    probe = copy.copy(exported)
+    probe.model = copy.deepcopy(exported.model)  # two threads must not trace one and the same
+    probe.target = TargetSpec(f"formula_targets:{name}", options)
+    return probe
+
+
+@pytest.fixture
+def probe_on(exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    on_formulas(monkeypatch, tmp_path)
+    return partial(probe_of, exported)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned of a target of step 8: its table, its cache, and the log of what was measured for it."""
+
+    table: LatencyTable
+    cache: Path
+    log: str
+
+
+@pytest.fixture(scope="session")
+def learned(exported: LatencyProbe, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """Not to be written to: copy the cache."""
+    folder = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_formulas(monkeypatch, folder)
+        table = learn_table(probe_of(exported, step=8), cache_folder=folder / "cache")
+    return Learned(table, folder / "cache", (folder / "log.txt").read_text())

@@ -1,11 +1,12 @@
 """What is learned about a target, and what happens where the target goes wrong meanwhile."""
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import pytest
@@ -23,11 +24,15 @@ from dtp_deploy.target import TargetSpec
 MakeProbe = Callable[..., LatencyProbe]
 
 
+def names_in(log: str) -> list[str]:
+    return [name for name in log.splitlines() if name != "overhead"]
+
+
 def measured_models(tmp_path: Path) -> list[str]:
     log = tmp_path / "log.txt"
-    names = log.read_text().splitlines() if log.exists() else []
+    found = log.read_text() if log.exists() else ""
     log.unlink(missing_ok=True)
-    return [name for name in names if name != "overhead"]
+    return names_in(found)
 
 
 def errors_of(table: LatencyTable, probe: LatencyProbe, multiple: int = 1) -> list[float]:
@@ -49,7 +54,13 @@ def errors_of(table: LatencyTable, probe: LatencyProbe, multiple: int = 1) -> li
     ]
 
 
-@pytest.mark.parametrize("step", [1, 8, 16])
+class Learned(Protocol):
+    table: LatencyTable
+    cache: Path
+    log: str
+
+
+@pytest.mark.parametrize("step", [1, 16])
 def test_table_finds_the_staircase_and_predicts_structures(step: int, probe_on: MakeProbe, tmp_path: Path) -> None:
     probe = probe_on(step=step)
     table = learn_table(probe, cache_folder=tmp_path / "cache")
@@ -74,8 +85,8 @@ def test_structures_are_measured_in_several_processes_and_freed_from_the_error_o
     assert Probe.errors == []
 
 
-def test_a_load_spike_is_noticed_and_does_no_harm(probe_on: MakeProbe, tmp_path: Path) -> None:
-    quiet = learn_table(probe_on(step=8), cache_folder=tmp_path / "quiet")
+def test_a_load_spike_is_noticed_and_does_no_harm(probe_on: MakeProbe, learned: Learned, tmp_path: Path) -> None:
+    quiet = learned.table
     assert quiet.unsteady == (0, 11)  # three staircases on two sides, four layers, the structures
     table = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
     assert table.unsteady == (1, 11)
@@ -115,18 +126,16 @@ def test_without_time_layers_are_estimated(probe_on: MakeProbe, tmp_path: Path) 
     assert max(map(abs, errors_of(table, probe))) < 0.2
 
 
-def test_nothing_is_measured_twice_on_one_device(probe_on: MakeProbe, tmp_path: Path) -> None:
-    first = learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
-    assert measured_models(tmp_path)
-    again = learn_table(probe_on(step=8), time_cap_s=0, cache_folder=tmp_path / "cache")
+def test_nothing_is_measured_twice_on_one_device(probe_on: MakeProbe, learned: Learned, tmp_path: Path) -> None:
+    assert learned.log
+    again = learn_table(probe_on(step=8), time_cap_s=0, cache_folder=learned.cache)
     assert measured_models(tmp_path) == []
-    assert again.cost.to_json() == first.cost.to_json()
-    assert again == replace(first, cost=again.cost)
+    assert again.cost.to_json() == learned.table.cost.to_json()
+    assert again == replace(learned.table, cost=again.cost)
 
 
-def test_what_another_device_measured_is_not_used(probe_on: MakeProbe, tmp_path: Path) -> None:
-    learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
-    measured_models(tmp_path)
+def test_what_another_device_measured_is_not_used(probe_on: MakeProbe, learned: Learned, tmp_path: Path) -> None:
+    shutil.copytree(learned.cache, tmp_path / "cache")
     learn_table(probe_on(step=8, device="there"), cache_folder=tmp_path / "cache")
     assert any(name.startswith("layer-") for name in measured_models(tmp_path))
 
@@ -140,7 +149,12 @@ def test_what_another_device_measured_is_not_used(probe_on: MakeProbe, tmp_path:
     ],
 )
 def test_a_target_that_goes_wrong_ends_the_calibration_which_then_goes_on_where_it_was(
-    how: str, message: str, probe_on: MakeProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str,
+    message: str,
+    probe_on: MakeProbe,
+    learned: Learned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(meter, "_LAYER", replace(meter._LAYER, timeout_s=4.0))
     (tmp_path / "fault.txt").write_text(f"{how} 60")
@@ -150,15 +164,14 @@ def test_a_target_that_goes_wrong_ends_the_calibration_which_then_goes_on_where_
     (tmp_path / "fault.txt").unlink()
     table = learn_table(probe_on(step=8), cache_folder=tmp_path / "cache")
     after = measured_models(tmp_path)
-    whole = learn_table(probe_on(step=8), cache_folder=tmp_path / "other cache")
-    everything = measured_models(tmp_path)
-    assert table.cost.to_json() == whole.cost.to_json()
+    everything = names_in(learned.log)
+    assert table.cost.to_json() == learned.table.cost.to_json()
     assert 0 < len(after) < len(everything)
     assert len(before) + len(after) > len(everything)  # the call that went wrong is done anew, the ones before are not
 
 
-def test_two_calibrations_at_once_end_alike(probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path) -> None:
-    learn_table(probe_on(step=8), cache_folder=tmp_path / "first")  # exports all structures: that is not for threads
+@pytest.mark.usefixtures("learned")  # exports all structures: that is not for threads
+def test_two_calibrations_at_once_end_alike(probe_on: MakeProbe, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(learn_table, probe_on(step=8), cache_folder=tmp_path / "cache") for _ in range(2)]
         first, second = (run.result() for run in runs)
@@ -176,23 +189,15 @@ def test_without_a_cache_the_table_is_learned_all_the_same(probe_on: MakeProbe, 
     assert table.problem.startswith("Latency tables could not be kept in ")
 
 
-def test_calibrate_learns_what_a_probe_finds_in_the_cache(
-    probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path
-) -> None:
-    probe = probe_on(step=8)
-    table = calibrate(exported.model, exported.groups.inputs, probe.target, cache_folder=tmp_path / "cache")
-    measured_models(tmp_path)
-    again = learn_table(probe, cache_folder=tmp_path / "cache")
-    assert measured_models(tmp_path) == []
-    assert again.cost.to_json() == table.cost.to_json()
-
-
-def test_a_second_calibration_neither_proves_nor_exports(
+def test_calibrate_learns_what_a_probe_finds_in_the_cache_and_a_second_one_neither_proves_nor_exports(
     probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = probe_on(step=8).target
-    learn = partial(calibrate, exported.model, exported.groups.inputs, target, cache_folder=tmp_path / "cache")
+    probe = probe_on(step=8)
+    learn = partial(calibrate, exported.model, exported.groups.inputs, probe.target, cache_folder=tmp_path / "cache")
     table = learn()
+    assert measured_models(tmp_path)
+    again = learn_table(probe, cache_folder=tmp_path / "cache")
     monkeypatch.setattr(probing, "deliver", None)
     monkeypatch.setattr(proof_cache, "prove", None)
-    assert learn().cost.to_json() == table.cost.to_json()
+    assert measured_models(tmp_path) == []
+    assert again.cost.to_json() == table.cost.to_json() == learn().cost.to_json()
