@@ -27,6 +27,7 @@ from dtp_deploy.interrupt import Interruption
 from dtp_deploy.ranks import any_rank, rank
 
 _KEPT = 2
+_OVER = "the command as it was, with --force"
 
 
 class CheckpointFolder:
@@ -88,7 +89,7 @@ class CheckpointFolder:
         return bool(self._files())
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.checkpoint"), key=_number)
+        return sorted((path for path in self.folder.glob("*.checkpoint") if path.stem.isdecimal()), key=_number)
 
 
 class Keeper:
@@ -124,9 +125,7 @@ class Keeper:
         """
         state = self.folder.newest()
         if state is None:
-            raise InputError(
-                f"No checkpoint in {self.folder.folder} is whole: all are damaged. Start over with --force."
-            )
+            raise InputError(f"No checkpoint in {self.folder.folder} is whole: all are damaged. Start over: {_OVER}.")
         changed = [name for name, value in self.identity.items() if state["identity"].get(name) != value]
         if changed:
             raise InputError(
@@ -181,7 +180,10 @@ def read_origin(out: Path) -> dict[str, Any]:
         UsageError: there is no checkpoint, or none that is whole.
         InputError: it was written by another version of the program.
     """
-    state = CheckpointFolder(partial_of(out) / CHECKPOINTS).newest()
+    folder = CheckpointFolder(partial_of(out) / CHECKPOINTS)
+    state = folder.newest()
+    if state is None and folder:
+        raise UsageError(f"--resume {out}: all checkpoints in {folder.folder} are damaged. Start over: {_OVER}.")
     if state is None:
         raise UsageError(
             f"--resume {out}: there is no checkpoint in {partial_of(out)}. Start the run with --out {out}."
@@ -199,17 +201,17 @@ def _read(path: Path) -> dict[str, Any] | None:
         header = json.loads(line)
     except (OSError, ValueError):
         return None
-    if header.get("sha256") != hashlib.sha256(content).hexdigest():
+    if not isinstance(header, dict) or header.get("sha256") != hashlib.sha256(content).hexdigest():
         return None
     version = header.get("dtp_deploy")
     if version != __version__:
         raise InputError(
             f"{path} was written by {f'dtp-deploy {version}' if version else 'an earlier version'}; this is dtp-deploy "
-            f"{__version__}, which may train in another way. Go on with that version, or start over with --force."
+            f"{__version__}, which may train in another way. Go on with that version, or start over: {_OVER}."
         )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
         return None  # whole, but not written by `save`
     return state
 

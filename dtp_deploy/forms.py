@@ -87,9 +87,7 @@ def make_form(
     found = find_target(target)
     runs_here = found.availability().available
     # A device that is not at hand cannot evaluate: the same file does, on this machine.
-    builder = found if runs_here else find_target(_STAND_IN)
-    builder.progress = progress
-    engine = builder.build(path)
+    engine = (found if runs_here else find_target(_STAND_IN)).build(path, progress)
     prediction = None if runs_here else predict(path, target)
     with engine.open() as session:
 

@@ -208,6 +208,7 @@ class LatencyLimit(Limit):
             bench.batches,
             PROBING,
             bench.finish,
+            bench.progress,
         )
         self._decided = dict(decided) if decided is not None else self._learn()
         cost = LatencyCost.from_json(self._decided["table"])

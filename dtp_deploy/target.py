@@ -305,7 +305,7 @@ class Target(abc.ABC):
     build_is_slow: ClassVar[bool] = False
     """Whether builds take so long that latency is learned from few whole networks, not from many single layers."""
     progress: Progress = SILENT
-    """Who hears how far a build is; set by whoever builds."""
+    """Who hears how far `_build` is: what `build` was given."""
 
     @abc.abstractmethod
     def availability(self) -> Availability:
@@ -325,8 +325,12 @@ class Target(abc.ABC):
     def _build(self, model_path: Path) -> Engine:
         """Compile the model; the target is available, or builds at least, and the file exists."""
 
-    def build(self, model_path: Path) -> Engine:
+    def build(self, model_path: Path, progress: Progress = SILENT) -> Engine:
         """Compile the model at `model_path` for this target.
+
+        Args:
+            model_path: of an existing file.
+            progress: told how far the build is, where the target knows.
 
         Raises:
             InputError: there is no such file.
@@ -336,8 +340,12 @@ class Target(abc.ABC):
         if not model_path.is_file():
             raise InputError(f"There is no model file at {model_path}. Give the path of an existing file.")
         label = f"Target '{self.name}' with {model_path.name}"
-        with _foreign(label, "build"):
-            engine = self._build(model_path)
+        object.__setattr__(self, "progress", progress)  # a target may be a frozen dataclass
+        try:
+            with _foreign(label, "build"):
+                engine = self._build(model_path)
+        finally:
+            object.__setattr__(self, "progress", SILENT)
         engine.label = label
         return engine
 

@@ -209,7 +209,7 @@ def test_only_damaged_checkpoints_are_an_error(cut_off: Path, dense: nn.Module, 
     checkpoints = cut_off.with_name("out.partial") / "checkpoints"
     for path in checkpoints.iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"No checkpoint in .* is whole: all are damaged\. Start over with --force\."):
+    with pytest.raises(InputError, match=r"No checkpoint in .* is whole: all are damaged\. Start over: the command as"):
         compress(dense, data=data, budget=HALF, out=cut_off, settings=SETTINGS, resume=True)
 
 

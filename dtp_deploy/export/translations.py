@@ -4,29 +4,41 @@
 exporting a small one, and a search by latency exports many. The table is the same each time, and is only read.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
+from typing import Any
 
-import torch.onnx._internal.exporter._registration as registration
-
+_HOME = "torch.onnx._internal.exporter._registration"
 _MAKER = "from_torchlib"
 
 
 @contextmanager
 def translations_kept() -> Iterator[None]:
     """Within the block, exports share one table. It is private to PyTorch: where it has moved, they take their time."""
-    maker = vars(getattr(registration, "ONNXRegistry", object)).get(_MAKER)
+    registry = _registry()
+    maker = vars(registry).get(_MAKER)
     if not isinstance(maker, classmethod):
         yield
         return
-    setattr(registration.ONNXRegistry, _MAKER, _kept(maker))
+    # torchvision's operators are in the table only if it was imported before.
+    setattr(registry, _MAKER, staticmethod(_kept(registry, maker, "torchvision" in sys.modules)))
     try:
         yield
     finally:
-        setattr(registration.ONNXRegistry, _MAKER, maker)
+        setattr(registry, _MAKER, maker)
+
+
+def _registry() -> type:
+    try:
+        found: type = import_module(_HOME).ONNXRegistry
+    except (ImportError, AttributeError):
+        return object
+    return found
 
 
 @cache
-def _kept(maker: classmethod) -> staticmethod:  # type: ignore[type-arg]
-    return staticmethod(cache(maker.__get__(None, registration.ONNXRegistry)))
+def _kept(registry: type, maker: Any, with_torchvision: bool) -> Callable[..., Any]:  # noqa: ANN401
+    return cache(maker.__get__(None, registry))

@@ -11,9 +11,9 @@ from dtp_deploy.export.onnx import default_input_names
 from dtp_deploy.graph import find_groups
 from dtp_deploy.latency.learn import TIME_CAP_S, LatencyTable, learn_table
 from dtp_deploy.latency.probe import PROBING, LatencyProbe
-from dtp_deploy.latency.proof_cache import prove_once
 from dtp_deploy.modules import Inputs
 from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.prune import prove
 from dtp_deploy.target import TargetSpec
 
 
@@ -43,8 +43,8 @@ def calibrate(
         TargetError: the target is missing, crashed, hung or gave no result.
     """
     with tempfile.TemporaryDirectory() as folder, progress.task("model"):
-        groups = prove_once(model, find_groups(model, inputs), cache_folder, progress)
+        groups = prove(model, find_groups(model, inputs), progress=progress)
         names = default_input_names(len(inputs))
         batches = [{name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}]
-        probe = LatencyProbe(model, groups, target, Path(folder), None, batches, PROBING)
+        probe = LatencyProbe(model, groups, target, Path(folder), None, batches, PROBING, progress=progress)
         return learn_table(probe, time_cap_s=time_cap_s, cache_folder=cache_folder, progress=progress)

@@ -106,7 +106,7 @@ def learn_table(
     cache = MeasurementCache(identify(probe.target), cache_folder)
     if find_target(probe.target).build_is_slow:
         return _from_structures(probe, layers, cache, began + time_cap_s, progress)
-    meter = Meter(probe.target, cache)
+    meter = Meter(probe.target, cache, probe.dense)  # what cannot be exported is refused before it takes time
     steps = meter.steps([signature for signature in _by_macs(layers) if signature.groups == 1][:_PROBED])
     grids = _grids(layers, steps)
     tables: dict[LayerSignature, LayerTime] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,18 @@ def _overhead_graph(folder: Path) -> Path:
 class Meter:
     """Times of single layers, from the cache or from the target.
 
+    Args:
+        target: where to measure.
+        cache: what is in it is not measured again.
+        prepare: called before anything is measured.
+
     Attributes:
         taken: measurements that were used.
         unsteady: how many of them the load of others disturbed (see `is_unsteady`).
     """
 
-    def __init__(self, target: TargetSpec, cache: MeasurementCache) -> None:
-        self.target, self.cache = target, cache
+    def __init__(self, target: TargetSpec, cache: MeasurementCache, prepare: Callable[[], object]) -> None:
+        self.target, self.cache, self.prepare = target, cache, prepare
         self.taken = self.unsteady = 0
 
     def steps(self, signatures: Sequence[LayerSignature]) -> tuple[int, int]:
@@ -107,6 +112,7 @@ class Meter:
         return times
 
     def _measured(self, signature: LayerSignature, widths: Sequence[Widths]) -> dict[str, Any]:
+        self.prepare()
         with tempfile.TemporaryDirectory() as folder:
             paths = {_OVERHEAD: _overhead_graph(Path(folder))}
             for inputs, outputs in widths:

@@ -14,6 +14,7 @@ from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.timing import time_models
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.target import Arrays, TargetSpec
 
@@ -34,6 +35,7 @@ class LatencyProbe:
         batches: for the parity of every export.
         settings: of the measurements.
         finish: what is done to a network before it is delivered.
+        progress: told of builds that take a while.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class LatencyProbe:
         batches: Sequence[Arrays],
         settings: MeasureSettings,
         finish: Callable[[nn.Module], nn.Module] = lambda model: model,
+        progress: Progress = SILENT,
     ) -> None:
-        self.finish = finish
+        self.finish, self.progress = finish, progress
         self.model, self.groups, self.target, self.folder = model, groups, target, folder
         self.dense_onnx, self.batches, self.settings = dense_onnx, batches, settings
         self._files: dict[tuple[int, ...], Path] = {}
@@ -58,10 +61,15 @@ class LatencyProbe:
         """A report for every plan, and first one under `DENSE` for the dense model, all measured in turns in one fresh
         process; with other settings than the probe's, if given.
         """
-        models = {DENSE: self._dense()} | {name: self._file(plan) for name, plan in plans.items()}
-        return time_models(models, self.target, settings or self.settings)
+        models = {DENSE: self.dense()} | {name: self._file(plan) for name, plan in plans.items()}
+        return time_models(models, self.target, settings or self.settings, self.progress)
 
-    def _dense(self) -> Path:
+    def dense(self) -> Path:
+        """The dense model's file.
+
+        Raises:
+            GraphError: the model cannot be exported.
+        """
         if self.dense_onnx is None:
             self.dense_onnx = self._deliver(self.model, DENSE)
         return self.dense_onnx

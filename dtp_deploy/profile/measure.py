@@ -71,14 +71,16 @@ def measure(
         job = Job(
             spec, {name: path.resolve() for name, path in models.items()}, settings, Path(folder) / "events.jsonl"
         )
-        with (Path(folder) / "stderr").open("w+b") as stderr:
-            return_code = _run_child(job, stderr, progress)
+        request = Path(folder) / "job.json"
+        request.write_text(job.to_json())
+        with (Path(folder) / "stderr").open("w+b") as stderr, request.open("rb") as stdin:
+            return_code = _run_child(job, stdin, stderr, progress)
             events = read_events(job.events)
             last_words = _last_lines(stderr)
     return _reports(_result(job, events, return_code, last_words), settings)
 
 
-def _run_child(job: Job, stderr: BinaryIO, progress: Progress) -> int | None:
+def _run_child(job: Job, stdin: BinaryIO, stderr: BinaryIO, progress: Progress) -> int | None:
     """Run the worker to its end. Its exit status (negative: the signal that ended it), or None if it was too slow."""
     # Like this process, the child imports from sys.path; -P keeps the working directory out, unless it is in there.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
@@ -87,7 +89,7 @@ def _run_child(job: Job, stderr: BinaryIO, progress: Progress) -> int | None:
         Follower(job, progress) as follower,
         subprocess.Popen(
             [sys.executable, "-P", "-m", "dtp_deploy.profile.worker"],
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=stderr,
             stderr=stderr,
             env=environment,
@@ -95,16 +97,13 @@ def _run_child(job: Job, stderr: BinaryIO, progress: Progress) -> int | None:
         ) as child,
     ):
         try:
-            request: bytes | None = job.to_json().encode()
             while True:
                 left_s = deadline - time.monotonic()
-                try:
-                    child.communicate(request, timeout=max(0.0, min(_LOOK_S, left_s)))
+                if left_s <= 0:
+                    return None
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(min(_LOOK_S, left_s))
                     break
-                except subprocess.TimeoutExpired:
-                    if left_s <= _LOOK_S:
-                        return None
-                request = None  # it is on its way
                 follower.look()
         finally:
             with suppress(ProcessLookupError):

@@ -7,8 +7,9 @@ events from time to time, and tells what it finds. A build that is done between 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -16,6 +17,7 @@ from dtp_deploy.profile.protocol import Event, Job, write_event
 from dtp_deploy.progress import Progress
 
 BUILDING = "building"
+_TELL_S = 0.1
 
 
 class Relay:
@@ -23,27 +25,28 @@ class Relay:
 
     def __init__(self, events: TextIO, model: str) -> None:
         self._events, self._model = events, model
+        self._tasks = 0
 
     @contextmanager
     def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """Events of the stage "building", with the part of it and the steps of the part."""
-        done = 0
-
-        def tell() -> None:
-            where = {"stage": BUILDING, "model": self._model, "part": name}
-            write_event(self._events, "stage", **where, done=done, total=total)
+        """Events of the stage "building", with the part of it and the steps of the part: ten a second at the most."""
+        self._tasks += 1
+        where = {"stage": BUILDING, "model": self._model, "part": name, "number": self._tasks, "total": total}
+        done, told_at = 0, time.monotonic()
 
         def advance() -> None:
-            nonlocal done
+            nonlocal done, told_at
             done += 1
-            tell()
+            if done == total or time.monotonic() - told_at >= _TELL_S:
+                write_event(self._events, "stage", **where, done=done)
+                told_at = time.monotonic()
 
-        tell()
+        write_event(self._events, "stage", **where, done=done)
         yield advance
 
     def note(self, message: str) -> None:
         """An event of its own."""
-        write_event(self._events, "note", message=message)
+        write_event(self._events, "note", message=str(message))
 
 
 class Follower:
@@ -57,35 +60,44 @@ class Follower:
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
         self._position = 0
-        self._shown: tuple[object, ...] | None = None
+        self._shown: Event | None = None
+        self._newest: Event | None = None
         self._task = ExitStack()
         self._advance: Callable[[], None] = lambda: None
-        self._done = 0
 
     def __enter__(self) -> Follower:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._hear()
+        if self._shown is not None and self._newest is not None and _same(self._shown, self._newest):
+            with suppress(_CutShort):  # the build was the last thing that the child did: it did not succeed
+                self._task.__exit__(_CutShort, _CutShort(), None)
         self._task.close()
 
     def look(self) -> None:
         """Tell what has happened since the last look."""
-        stage = self._hear()
-        if stage is not None and _key(stage) != self._shown:
-            self._show(stage)
+        self._hear()
+        newest = self._newest
+        if newest is None or (self._shown is not None and _same(self._shown, newest)):
+            return
+        self._task.close()
+        self._shown, self._advance = newest | {"done": 0}, lambda: None
+        if newest["stage"] == BUILDING:
+            part = f": {newest['part']}" if "part" in newest else ""
+            title = f"{BUILDING} {self._job.models[newest['model']].name} for {self._job.target.name}{part}"
+            self._advance = self._task.enter_context(self._progress.task(title, newest.get("total")))
+        self._step(newest)
 
-    def _hear(self) -> Event | None:
-        """Tell the new notes and the steps of what is shown; give the newest stage."""
-        newest = None
+    def _hear(self) -> None:
+        """Tell the new notes, and the steps of what is shown."""
         for event in self._news():
             if event["event"] == "note":
                 self._progress.note(event["message"])
             elif event["event"] == "stage":
-                newest = event
-                if _key(event) == self._shown:
+                self._newest = event
+                if self._shown is not None and _same(self._shown, event):
                     self._step(event)
-        return newest
 
     def _news(self) -> list[Event]:
         if not self._job.events.exists():
@@ -96,21 +108,17 @@ class Follower:
         self._position += len(whole) + bool(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
-    def _show(self, stage: Event) -> None:
-        self._task.close()
-        self._shown, self._done, self._advance = _key(stage), 0, lambda: None
-        if stage["stage"] == BUILDING:
-            part = f": {stage['part']}" if "part" in stage else ""
-            title = f"{BUILDING} {self._job.models[stage['model']].name} for {self._job.target.name}{part}"
-            self._advance = self._task.enter_context(self._progress.task(title, stage.get("total")))
-        self._step(stage)
-
     def _step(self, stage: Event) -> None:
+        assert self._shown is not None
         done = stage.get("done", 0)
-        for _ in range(done - self._done):
+        for _ in range(done - self._shown["done"]):
             self._advance()
-        self._done = done
+        self._shown["done"] = done
 
 
-def _key(stage: Event) -> tuple[object, ...]:
-    return stage["stage"], stage["model"], stage.get("part"), stage.get("total")
+class _CutShort(Exception):  # noqa: N818 - never seen by anybody
+    """Leaves a task as one that was not finished."""
+
+
+def _same(one: Event, other: Event) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("stage", "model", "number"))

@@ -46,8 +46,7 @@ def _measure(job: Job, events: TextIO) -> dict[str, Any]:
     engines: dict[str, Engine] = {}
     for name, path in job.models.items():
         write_event(events, "stage", stage=BUILDING, model=name)
-        target.progress = Relay(events, name)
-        engines[name] = target.build(path)
+        engines[name] = target.build(path, Relay(events, name))
     infos = {name: asdict(engine.info) for name, engine in engines.items()}
     attempts: list[Attempt] = []
     with ExitStack() as sessions:

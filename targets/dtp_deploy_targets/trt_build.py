@@ -98,8 +98,11 @@ def build(
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     timings = _read_timings(config, timing_cache)
     with progress.task("engine, percent", 100) as advance:
-        config.progress_monitor = _make_monitor(trt, Percent(advance))
+        monitor = _make_monitor(trt, Percent(advance))
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+        if monitor.failure is not None:
+            raise monitor.failure
     if plan is None:
         raise TargetError(f"the engine could not be built: {explain_failure('', log.errors())}")
     _write_timings(timings, timing_cache)
@@ -162,7 +165,7 @@ class Percent:
     >>> percent.start("tactics", "engine", 5)
     >>> percent.done("tactics", 1)
     >>> len(told)
-    10
+    5
     >>> percent.finish("tactics"), percent.done("engine", 1), percent.finish("engine"), len(told)
     (None, None, None, 100)
     """
@@ -184,13 +187,13 @@ class Percent:
             if phase in self._phases:
                 parent, total, _ = self._phases[phase]
                 self._phases[phase] = parent, total, min(steps, total)
-            self._tell(sum(self._share(name) for name, (parent, _, _) in self._phases.items() if parent is None))
+            outermost = [name for name, (parent, _, _) in self._phases.items() if parent is None]
+            self._tell(sum(map(self._share, outermost)) / max(1, len(outermost)))
 
     def finish(self, phase: str) -> None:
         """A phase is over; with the outermost one everything is."""
         with self._lock:
-            parent, _, _ = self._phases.pop(phase, (phase, 0, 0))
-            if parent is None:
+            if self._phases.pop(phase, None) is not None and not self._phases:
                 self._tell(1.0)
 
     def _share(self, phase: str) -> float:
@@ -205,17 +208,29 @@ class Percent:
 
 
 def _make_monitor(trt: ModuleType, percent: Percent) -> Any:  # noqa: ANN401
+    """Tells `percent`. What is raised meanwhile must not cross the library: it ends the build, and is in `failure`."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.failure: BaseException | None = None
+
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             percent.start(phase, parent, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
             _log.debug("step %d of %s is done", step + 1, phase)
-            percent.done(phase, step + 1)
-            return True
+            return self._told(lambda: percent.done(phase, step + 1))
 
         def phase_finish(self, phase: str) -> None:
-            percent.finish(phase)
+            self._told(lambda: percent.finish(phase))
+
+        def _told(self, tell: Callable[[], None]) -> bool:
+            try:
+                tell()
+            except BaseException as error:
+                self.failure = self.failure or error
+            return self.failure is None
 
     return Monitor()
 

@@ -1,5 +1,7 @@
 """Checkpoints on a disk that misbehaves."""
 
+import hashlib
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from dtp_deploy import __version__, checkpoints
-from dtp_deploy.checkpoints import CheckpointFolder
-from dtp_deploy.errors import InputError
+from dtp_deploy.checkpoints import CheckpointFolder, read_origin
+from dtp_deploy.errors import InputError, UsageError
 
 
 @contextmanager
@@ -59,8 +61,6 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
-    import hashlib
-    import json
     import pickle
 
     class Malicious:
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch:
         CheckpointFolder(tmp_path).newest()
     assert str(caught.value) == (
         f"{tmp_path}/000001.checkpoint was written by dtp-deploy 0.0.9; this is dtp-deploy {__version__}, which may "
-        "train in another way. Go on with that version, or start over with --force."
+        "train in another way. Go on with that version, or start over: the command as it was, with --force."
     )
 
 
@@ -92,3 +92,30 @@ def test_checkpoints_that_name_no_version_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"dtp_deploy"', b'"schema"', 1))
     with pytest.raises(InputError, match=r"was written by an earlier version; this is dtp-deploy "):
         CheckpointFolder(tmp_path).newest()
+
+
+@pytest.mark.parametrize("header", ["[]", "7", "{}", None], ids=["list", "number", "bare", "no state"])
+def test_whatever_a_file_holds_it_is_passed_over(header: str | None, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save({"step": 1}, step=1)
+    if header is None:
+        header = json.dumps({"dtp_deploy": __version__, "sha256": hashlib.sha256(b"").hexdigest()})
+    (tmp_path / "000002.checkpoint").write_text(header + "\n")
+    (tmp_path / "000002 copy.checkpoint").write_bytes(b"copied")
+    assert folder.newest() == {"step": 1}
+    folder.save({"step": 3}, step=3)
+    assert folder.newest() == {"step": 3}
+
+
+def test_no_checkpoint_and_none_that_is_whole_are_told_apart(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"there is no checkpoint in .*out\.partial\. Start the run with --out "):
+        read_origin(out)
+    folder = tmp_path / "out.partial" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "000001.checkpoint").write_bytes(b"damaged")
+    with pytest.raises(UsageError) as caught:
+        read_origin(out)
+    assert str(caught.value) == (
+        f"--resume {out}: all checkpoints in {folder} are damaged. Start over: the command as it was, with --force."
+    )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtp_deploy.errors import TargetError
-from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, proof_cache, structures
+from dtp_deploy.errors import GraphError, TargetError
+from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, structures
 from dtp_deploy.latency import probe as probing
 from dtp_deploy.latency.probe import DENSE
 from dtp_deploy.profile import LatencyReport
@@ -189,7 +189,7 @@ def test_without_a_cache_the_table_is_learned_all_the_same(probe_on: MakeProbe, 
     assert table.problem.startswith("Latency tables could not be kept in ")
 
 
-def test_calibrate_learns_what_a_probe_finds_in_the_cache_and_a_second_one_neither_proves_nor_exports(
+def test_calibrate_learns_what_a_probe_finds_in_the_cache_and_a_second_one_exports_nothing(
     probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = probe_on(step=8)
@@ -198,6 +198,18 @@ def test_calibrate_learns_what_a_probe_finds_in_the_cache_and_a_second_one_neith
     assert measured_models(tmp_path)
     again = learn_table(probe, cache_folder=tmp_path / "cache")
     monkeypatch.setattr(probing, "deliver", None)
-    monkeypatch.setattr(proof_cache, "prove", None)
     assert measured_models(tmp_path) == []
     assert again.cost.to_json() == table.cost.to_json() == learn().cost.to_json()
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_measured(
+    probe_on: MakeProbe, exported: LatencyProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> None:
+        raise GraphError("no")
+
+    monkeypatch.setattr(probing, "deliver", refused)
+    target = probe_on(step=8).target
+    with pytest.raises(GraphError):
+        calibrate(exported.model, exported.groups.inputs, target, cache_folder=tmp_path / "cache")
+    assert measured_models(tmp_path) == []

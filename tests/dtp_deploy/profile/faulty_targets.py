@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,38 @@ class FaultySession(Session):
         return {"y": self.target.compute(inputs["x"])}
 
 
+@dataclass(frozen=True)
 class BuildsSlowly(Works):
     """Tells how far it is."""
 
+    factor: int = 2
+
     def _build(self, model_path: Path) -> Engine:
-        time.sleep(1)
         with self.progress.task("engine, percent", 4) as advance:
             for _ in range(4):
-                time.sleep(0.6)
+                time.sleep(0.2)
                 advance()
+            self.ends()
         self.progress.note("built")
         return super()._build(model_path)
+
+    def ends(self) -> None:
+        pass
+
+
+class FailsSlowly(BuildsSlowly):
+    def ends(self) -> None:
+        raise ValueError("the engine is not what it should be")
+
+
+class DiesSlowly(BuildsSlowly):
+    def ends(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HangsInBuild(BuildsSlowly):
+    def ends(self) -> None:
+        time.sleep(60)
 
 
 class Crashes(Works):

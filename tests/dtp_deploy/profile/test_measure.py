@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from dtp_deploy.errors import InputError, TargetError, UsageError
 from dtp_deploy.profile import MeasureSettings, measure, median_ratio, worker
 from dtp_deploy.profile.measure import _reports, _result
-from dtp_deploy.profile.protocol import Job, read_events
+from dtp_deploy.profile.protocol import Job, read_events, write_event
 from dtp_deploy.profile.relay import Follower, Relay
 from dtp_deploy.target import TargetSpec
 from dtp_deploy.testing.conformance import write_small_model
@@ -64,6 +65,7 @@ class Heard:
     def __init__(self) -> None:
         self.steps: dict[tuple[str, int | None], int] = {}
         self.open: list[str] = []
+        self.failed: list[str] = []
         self.notes: list[str] = []
 
     @contextmanager
@@ -75,53 +77,96 @@ class Heard:
         def advance() -> None:
             self.steps[key] += 1
 
-        yield advance
+        try:
+            yield advance
+        except Exception:
+            self.failed.append(name)
+            raise
         self.open.remove(name)
 
     def note(self, message: str) -> None:
         self.notes.append(message)
 
 
-def test_slow_builds_tell_how_far_they_are(model):
+def test_slow_builds_tell_how_far_they_are(model, monkeypatch):
+    monkeypatch.setattr(import_module("dtp_deploy.profile.measure"), "_LOOK_S", 0.01)
     heard = Heard()
     measure({"a": model}, faulty("BuildsSlowly"), QUICK, heard)
     title = "building model.onnx for faulty_targets:BuildsSlowly"
-    assert heard.steps.keys() == {(title, None), (f"{title}: engine, percent", 4)}
     assert heard.steps[f"{title}: engine, percent", 4] == 4
     assert heard.notes == ["built"]
     assert not heard.open
 
 
-def test_builds_of_a_moment_tell_nothing(model):
+@pytest.mark.parametrize("name", ["FailsSlowly", "DiesSlowly", "HangsInBuild"])
+def test_a_build_that_comes_to_nothing_is_not_shown_as_done(name, model, monkeypatch):
+    monkeypatch.setattr(import_module("dtp_deploy.profile.measure"), "_LOOK_S", 0.01)
     heard = Heard()
-    measure({"a": model}, faulty("Works"), QUICK, heard)
-    assert not heard.steps
+    with pytest.raises(TargetError):
+        measure({"a": model}, faulty(name), replace(QUICK, timeout_s=4), heard)
+    title = f"building model.onnx for faulty_targets:{name}"
+    assert heard.failed == [f"{title}: engine, percent"]
 
 
-def test_events_are_followed_line_by_line(tmp_path, model):
+@pytest.fixture
+def told(tmp_path, model):
+    """What a relay in the child writes and a follower in the parent hears, without a child."""
     job = Job(faulty("Works"), {"a": model}, QUICK, tmp_path / "events")
     heard = Heard()
     with Follower(job, heard) as follower:
         follower.look()  # the child has not begun
         with job.events.open("w") as events:
-            relay = Relay(events, "a")
-            relay.note("first")
-            with relay.task("engine", 3) as advance:
-                follower.look()
-                advance()
-                advance()
-                events.write('{"event": "no')
-                events.flush()
-                follower.look()
-                assert heard.notes == ["first"]
-                assert list(heard.steps.values()) == [2]
-                events.write('te", "message": "second"}\n')
-                advance()
-            follower.look()
-            assert heard.notes == ["first", "second"]
-            assert list(heard.steps.values()) == [3]
-            assert len(heard.open) == 1
-    assert not heard.open
+            yield Relay(events, "a"), events, follower, heard
+
+
+def test_builds_of_a_moment_tell_nothing(told):
+    relay, events, follower, heard = told
+    with relay.task("engine", 2) as advance:
+        advance()
+        advance()
+    write_event(events, "stage", stage="measuring", model=None)
+    follower.look()
+    assert not heard.steps
+
+
+def test_events_are_followed_line_by_line(told):
+    relay, events, follower, heard = told
+    relay.note("first")
+    with relay.task("engine", 2) as advance:
+        follower.look()
+        assert (heard.notes, list(heard.steps.values())) == (["first"], [0])
+        events.write('{"event": "no')
+        events.flush()
+        follower.look()
+        assert heard.notes == ["first"]
+        events.write('te", "message": "second"}\n')
+        advance()
+        advance()
+    follower.look()
+    assert (heard.notes, list(heard.steps.values())) == (["first", "second"], [2])
+    with relay.task("engine", 2):
+        follower.look()
+        assert heard.open == ["building model.onnx for faulty_targets:Works: engine"]
+        assert list(heard.steps.values()) == [0], "a task of its own, though it has the same name"
+    write_event(events, "stage", stage="measuring", model=None)
+    follower.look()
+    assert (heard.open, heard.failed) == ([], [])
+
+
+def test_many_steps_are_few_events(told):
+    relay, events, _, _ = told
+    with relay.task("engine", 100_000) as advance:
+        for _ in range(100_000):
+            advance()
+    lines = Path(events.name).read_text().splitlines()
+    assert len(lines) < 1000
+    assert json.loads(lines[-1])["done"] == 100_000
+
+
+def test_jobs_of_many_models_reach_the_child(model):
+    models = {f"{number:0200d}": model for number in range(1000)}
+    with pytest.raises(UsageError, match="--target 'nowhere' is unknown"):
+        measure(models, "nowhere", replace(QUICK, timeout_s=60))
 
 
 def test_layers_are_profiled_only_when_asked(tmp_path, model):
