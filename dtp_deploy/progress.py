@@ -12,8 +12,13 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener for the stages of a run."""
 
-    def task(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[], None]]:
-        """Enter a stage of `total` steps (None: unknown). The value is called once after each step."""
+    def task(
+        self, name: str, total: int | None = None, *, passing: bool = False
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Enter a stage of `total` steps (None: unknown). The value is called once after each step.
+
+        One that is `passing` is of interest only while it lasts.
+        """
         ...
 
     def note(self, message: str) -> None:
@@ -23,7 +28,7 @@ class Progress(Protocol):
 
 class _Silent:
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         yield lambda: None
 
     def note(self, message: str) -> None:

@@ -39,7 +39,7 @@ class StopsAt:
         self.stage, self.left, self.how = stage, steps, how
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         def advance() -> None:
             if name == self.stage and total is not None:
                 self.left -= 1

@@ -48,9 +48,12 @@ class _Bars:
         self._bars = bars
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         bar = self._bars.add_task(name, total=total)
         yield lambda: self._bars.advance(bar)
+        if passing:
+            self._bars.remove_task(bar)
+            return
         # A stage may take fewer steps than it announced; it is done all the same. One that failed stays as it is.
         done = self._bars.tasks[self._bars.task_ids.index(bar)].completed
         self._bars.update(bar, total=max(done, 1), completed=max(done, 1))
@@ -60,7 +63,9 @@ class _Bars:
 
 
 class _Lines:
-    def task(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[], None]]:
+    def task(
+        self, name: str, total: int | None = None, *, passing: bool = False
+    ) -> AbstractContextManager[Callable[[], None]]:
         return self._timed(name)
 
     @contextmanager

@@ -28,7 +28,7 @@ class Relay:
         self._tasks = 0
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         """Events of the stage "building", with the part of it and the steps of the part: ten a second at the most."""
         self._tasks += 1
         where = {"stage": BUILDING, "model": self._model, "part": name, "number": self._tasks, "total": total}
@@ -86,7 +86,7 @@ class Follower:
         if newest["stage"] == BUILDING:
             part = f": {newest['part']}" if "part" in newest else ""
             title = f"{BUILDING} {self._job.models[newest['model']].name} for {self._job.target.name}{part}"
-            self._advance = self._task.enter_context(self._progress.task(title, newest.get("total")))
+            self._advance = self._task.enter_context(self._progress.task(title, newest.get("total"), passing=True))
         self._step(newest)
 
     def _hear(self) -> None:

@@ -97,7 +97,7 @@ def build(
     if facts.sparse_2_4:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     timings = _read_timings(config, timing_cache)
-    with progress.task("engine, percent", 100) as advance:
+    with progress.task("engine, percent", 100, passing=True) as advance:
         monitor = _make_monitor(trt, Percent(advance))
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)

@@ -57,6 +57,16 @@ def test_on_a_terminal_there_are_bars(terminal: io.StringIO, capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_passes_leaves_no_bar(terminal: io.StringIO) -> None:
+    with show_progress() as progress:
+        with progress.task("engine", total=3, passing=True) as advance:
+            advance()
+        with progress.task("export"):
+            pass
+    assert "✓ export" in terminal.getvalue()
+    assert "✓ engine" not in terminal.getvalue()
+
+
 def test_a_stage_that_failed_is_not_shown_as_done(terminal: io.StringIO) -> None:
     def fail() -> None:
         with show_progress() as progress, progress.task("masks", total=3) as advance:

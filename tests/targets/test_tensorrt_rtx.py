@@ -139,14 +139,26 @@ def test_a_build_tells_how_far_it_is(model):
 
     class Heard:
         @contextmanager
-        def task(self, name, total=None):
+        def task(self, name, total=None, *, passing=False):
             assert (name, total) == ("engine, percent", 100)
             yield lambda: percent.append(1)
 
-    target = TensorRtRtxTarget(precision="fp32")
-    target.progress = Heard()
-    target.build(model)
+    TensorRtRtxTarget(precision="fp32").build(model, Heard())
     assert len(percent) == 100
+
+
+@installed
+def test_a_listener_that_raises_ends_the_build(model):
+    class Interrupts:
+        @contextmanager
+        def task(self, name, total=None, *, passing=False):
+            def advance():
+                raise KeyboardInterrupt
+
+            yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        TensorRtRtxTarget(precision="fp32").build(model, Interrupts())
 
 
 @installed

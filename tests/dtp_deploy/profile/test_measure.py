@@ -69,7 +69,7 @@ class Heard:
         self.notes: list[str] = []
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         key = name, total
         self.steps[key] = 0
         self.open.append(name)

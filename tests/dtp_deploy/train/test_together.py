@@ -55,7 +55,7 @@ class Notes:
         self.notes = []
 
     @contextmanager
-    def task(self, name, total=None):
+    def task(self, name, total=None, *, passing=False):
         yield lambda: None
 
     def note(self, message):
