@@ -42,7 +42,7 @@ from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
-from dtp_deploy.prune.schedule import MaskSettings
+from dtp_deploy.prune.schedule import CHANNEL_FLOOR, STEPPED_FLOOR, MaskSettings
 from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import mean_over_ranks
 from dtp_deploy.transport import (
@@ -182,7 +182,7 @@ class ChannelMasks(StepwiseMasks):
                 f"{', or a smaller --round-to' if rounded else ''}."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
-        self.floors = floor_units(prunable, self.cost, self.limit, self.settings.floor_share, self.settings.floor_units)
+        self.floors = self._floors(self.limit)
         device = device_of(model)
         self._group_of_unit = torch.cat(
             [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
@@ -311,13 +311,20 @@ class ChannelMasks(StepwiseMasks):
     def levels(self, limit: float | None = None) -> list[WidthLevels]:
         """The widths that `choose` may give each group."""
         limit = self.limit if limit is None else limit
-        groups, settings = self.groups.prunable, self.settings
-        floors = floor_units(groups, self.cost, limit, settings.floor_share, settings.floor_units)
+        groups = self.groups.prunable
         if self.budget.scope == "per-layer":
             ratio = uniform_ratio(self.cost, self._units, limit)
             whole = self._allowed([1] * len(groups))
             return [even_widths(level, ratio * group.units) for level, group in zip(whole, groups, strict=True)]
-        return self._allowed(floors)
+        return self._allowed(self._floors(limit))
+
+    def _floors(self, limit: float) -> list[int]:
+        """The least units of every group."""
+        share = self.settings.floor_share
+        if share is None:
+            stepped = self.settings.round_to > 1 or any(widths is not None for widths in self.preferred)
+            share = STEPPED_FLOOR if stepped else CHANNEL_FLOOR
+        return floor_units(self.groups.prunable, self.cost, limit, share, self.settings.floor_units)
 
     def _allowed(self, floors: Sequence[int]) -> list[WidthLevels]:
         """Widths from the floors up: by rounding, and of those the preferred ones."""
