@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -273,6 +274,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--strengths", action="store_true")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    if arguments.picture is not None and find_spec("matplotlib") is None:
+        parser.error("--picture needs matplotlib: pip install matplotlib")
     if arguments.quick:
         vars(arguments).update(_QUICK, data=arguments.data[:1], seeds=3, stem_stride=2)
     return arguments
