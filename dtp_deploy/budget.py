@@ -217,5 +217,25 @@ def check_budgets(granularity: Granularity, budgets: Sequence[Budget]) -> None:
         )
 
 
+def check_depth(granularity: Granularity, budgets: Sequence[Budget]) -> None:
+    """Raise unless a run of that granularity, with these budgets, can remove residual blocks as a whole.
+
+    Raises:
+        UsageError: single weights are pruned, or every layer keeps the same ratio.
+
+    >>> check_depth("channels", [parse_budget("macs", "20%")])
+    """
+    if granularity != "channels":
+        raise UsageError(
+            f"--allow-depth removes layers, and --granularity {granularity} sets single weights to zero. Leave one of "
+            "the two out."
+        )
+    if any(one.scope == "per-layer" for one in budgets):
+        raise UsageError(
+            "--allow-depth lets a residual block go for the sake of other layers, and --per-layer keeps the same ratio "
+            "in every layer. Leave one of the two out."
+        )
+
+
 def _example(kind: BudgetKind) -> str:
     return {"macs": "30M", "params": "1.5M", "size": "2MB", "channels": "512", "latency": "5ms"}[kind]

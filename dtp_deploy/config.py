@@ -154,6 +154,9 @@ class CompressConfig(BaseModel):
     channel_count: str | None = _key("Budget", None, "Limit of prunable channels: 50% or 512.", "LIMIT", "50%")
     latency: str | None = _key("Budget", None, "Limit of the measured latency: 50% or 5ms.", "LIMIT", "5ms")
     statistic: Statistic = _key("Budget", "p50", "Which figure of the measured times --latency limits.")
+    allow_depth: bool = _key(
+        "Budget", False, "Remove residual blocks as a whole too, where they are worth less than they cost."
+    )
     per_layer: bool = _key("Budget", False, "Keep the same ratio of channels, or of weights, in every layer.")
 
     target: str = _key(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,44 @@ from torch import nn
 
 from dtp_deploy.budget import Budget
 from dtp_deploy.cost import count_parameters
+from dtp_deploy.errors import GraphError
 from dtp_deploy.export.zeros import require_zeros
 from dtp_deploy.forms import Form
-from dtp_deploy.graph import Groups, tensor_by_name
+from dtp_deploy.graph import Groups, find_blocks, find_groups, tensor_by_name
 from dtp_deploy.latency import close_loop, explain_deviations
 from dtp_deploy.limits import Limits
+from dtp_deploy.modules import Inputs
 from dtp_deploy.profile.measure import LatencyReport
-from dtp_deploy.prune import ChannelMasks, MaskSettings, PruningPlan, WeightLayers, WeightMasks
+from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.prune import ChannelMasks, Depth, MaskSettings, PruningPlan, WeightLayers, WeightMasks, prove
 from dtp_deploy.prune.importance import Losses
 from dtp_deploy.ranks import by_first
 from dtp_deploy.report.table import size
+from dtp_deploy.train import Settings
 
 Masks = ChannelMasks | WeightMasks
 
 _UNIT = "non-zero parameters"
+
+
+def find_prunable(model: nn.Module, inputs: Inputs, settings: Settings, progress: Progress = SILENT) -> Groups:
+    """The channel groups of a model, and its residual blocks where removing them is allowed, all of them proven.
+
+    Raises:
+        GraphError: the model cannot be followed, nothing in it may be pruned, or blocks may go and it has none.
+    """
+    groups = find_groups(model, inputs, keep=settings.keep, only=settings.only)
+    if settings.allow_depth:
+        groups = replace(groups, blocks=find_blocks(model, inputs, keep=settings.keep, only=settings.only))
+    groups = prove(model, groups, seed=settings.seed, progress=progress)
+    if settings.allow_depth and not groups.removable:
+        reasons = "; ".join(f"{block.name}: {block.kept_because}" for block in groups.blocks[:5])
+        found = f"none of its {len(groups.blocks)} may go ({reasons})" if reasons else "it has none"
+        raise GraphError(
+            f"--allow-depth: {type(model).__name__} has no residual block that could be removed as a whole: {found}. "
+            "A block is x + f(x), where f ends in a module of its own. Leave --allow-depth out."
+        )
+    return groups
 
 
 class Pruning(abc.ABC):
@@ -81,6 +106,7 @@ class ChannelPruning(Pruning):
             limit=limits.limit,
             preferred=limits.preferred,
             losses=self.losses,
+            depth=Depth(self.groups, limits.cost_without) if self.groups.blocks else None,
         )
 
     def harden(self, masks: ChannelMasks) -> tuple[PruningPlan, list[str]]:

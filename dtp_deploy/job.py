@@ -180,6 +180,7 @@ def resolve(order: Order) -> Job:
         masks=MaskSettings(solver=config.solver, scores=config.scores, round_to=config.round_to),
         keep=config.keep,
         only=config.only,
+        allow_depth=config.allow_depth,
     )
     given = tuple(parse_input(text) for text in config.input)
     loaded, pruned_by = _load(order)

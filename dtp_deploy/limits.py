@@ -28,14 +28,16 @@ from dtp_deploy.cost import (
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.forms import Form
-from dtp_deploy.graph import Groups
+from dtp_deploy.graph import Groups, ResidualBlock
+from dtp_deploy.graph.groups import is_inside, modules_of
 from dtp_deploy.latency import LatencyProbe, learn_table
+from dtp_deploy.latency.layers import trace_layers
 from dtp_deploy.latency.probe import DENSE, PROBING
 from dtp_deploy.latency.timing import is_predicted
 from dtp_deploy.latency.verdict import Pair, largest_share, limit_ms
 from dtp_deploy.profile.measure import LatencyReport
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import PruningPlan, cost_of, make_plan, remove_channels
+from dtp_deploy.prune import PruningPlan, cost_of, make_plan, remove_blocks, remove_channels
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.target import Arrays, TargetSpec
 
@@ -94,6 +96,10 @@ class Limit(abc.ABC):
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
+    def cost_without(self, blocks: Sequence[ResidualBlock]) -> WidthFunction:
+        """`cost` of the network without some residual blocks, of the same widths."""
+
+    @abc.abstractmethod
     def used(self, plan: PruningPlan) -> float:
         """The real cost of a plan as a share of the budget; at most 1 meets it."""
 
@@ -129,13 +135,22 @@ class CountedLimit(Limit):
             "channels": sum(group.width for group in bench.groups.prunable),
         }[budget.kind]
         cost = cost_of(budget, bench.model, bench.groups)
+        self._finishing = 0.0
         if isinstance(cost, NetworkCost):
             # The formula is of the network as it is pruned; what finishing it adds or takes is a constant.
             units = torch.tensor([float(group.units) for group in bench.groups.prunable], dtype=torch.float64)
-            cost = replace(cost, constant=cost.constant + dense - float(cost(units)[0]))
-        self.cost = cost
+            self._finishing = dense - float(cost(units)[0])
+        self.cost = self._finished(cost)
         self.limit = budget.limit_for(float(dense))
         self.notes = _met_already(budget, self.limit, float(dense))
+
+    def _finished(self, cost: WidthFunction) -> WidthFunction:
+        return replace(cost, constant=cost.constant + self._finishing) if isinstance(cost, NetworkCost) else cost
+
+    def cost_without(self, blocks: Sequence[ResidualBlock]) -> WidthFunction:
+        """Counted on the network without them."""
+        small = remove_blocks(self.bench.model, modules_of(blocks))
+        return self._finished(cost_of(self.budget, small, self.bench.groups))
 
     def used(self, plan: PruningPlan) -> float:
         """Counted on the network that the plan gives."""
@@ -160,9 +175,14 @@ class SizeLimit(Limit):
         dense = bench.dense.delivery.size_bytes
         self.limit = budget.limit_for(float(dense))
         # Four bytes a parameter; the rest of the file, names and graph, hardly depends on the widths.
-        whole = 4.0 * count_parameters(bench.model)
-        self.cost = parameter_cost(bench.model, bench.groups, per_value=4.0, constant=dense - whole)
+        self._around = dense - 4.0 * count_parameters(bench.model)
+        self.cost = self.cost_without(())
         self.notes = _met_already(budget, self.limit, float(dense))
+
+    def cost_without(self, blocks: Sequence[ResidualBlock]) -> WidthFunction:
+        """The parameters of the network without them."""
+        small = remove_blocks(self.bench.model, modules_of(blocks))
+        return parameter_cost(small, self.bench.groups, per_value=4.0, constant=self._around)
 
     def used(self, plan: PruningPlan) -> float:
         """Of the file that the plan gives."""
@@ -212,6 +232,7 @@ class LatencyLimit(Limit):
         )
         self._decided = dict(decided) if decided is not None else self._learn()
         cost = LatencyCost.from_json(self._decided["table"])
+        self._table = cost
         self.cost, self.limit = cost, self._decided["limit"]
         self.preferred = cost.preferred_widths()
         self.notes = tuple(self._decided["notes"])
@@ -248,6 +269,13 @@ class LatencyLimit(Limit):
                 f"{_advise(smallest_ms / dense_ms)}"
             )
         return limit_ms / dense_ms
+
+    def cost_without(self, blocks: Sequence[ResidualBlock]) -> WidthFunction:
+        """Without the times of their layers."""
+        layers = trace_layers(self.bench.model, self.bench.groups)
+        return self._table.without(
+            [place for place, layer in enumerate(layers) if is_inside(layer.name, modules_of(blocks))]
+        )
 
     def used(self, plan: PruningPlan) -> float:
         """The most that any of several fresh processes saw, each in turns with the dense model."""
@@ -315,16 +343,20 @@ class Limits:
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self.all = tuple(limits)
-        (first, *others) = self.all
-        self.cost: WidthFunction = first.cost
-        self.limit = first.limit
-        if others:
-            self.cost = StrictestCost(tuple(one.cost for one in self.all), tuple(one.limit for one in self.all))
-            self.limit = 1.0
+        self.cost = self._together([one.cost for one in self.all])
+        self.limit = self.all[0].limit if len(self.all) == 1 else 1.0
         self.fill = min(one.fill for one in self.all)
         self.aim = min(one.aim for one in self.all)
         self.preferred = next((one.preferred for one in self.all if one.preferred is not None), None)
         self.notes = tuple(note for one in self.all for note in one.notes)
+
+    def cost_without(self, blocks: Sequence[ResidualBlock]) -> WidthFunction:
+        """`cost` of the network without some residual blocks, of the same widths."""
+        return self._together([one.cost_without(blocks) for one in self.all])
+
+    def _together(self, costs: Sequence[WidthFunction]) -> WidthFunction:
+        (first, *others) = costs
+        return StrictestCost(tuple(costs), tuple(one.limit for one in self.all)) if others else first
 
     def used(self, plan: PruningPlan) -> float:
         """The largest share of any budget that a plan uses; budgets after one that is not met are not looked at."""

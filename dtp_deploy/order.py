@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtp_deploy.artefact import check_output
-from dtp_deploy.budget import Budget, BudgetKind, check_budgets
+from dtp_deploy.budget import Budget, BudgetKind, check_budgets, check_depth
 from dtp_deploy.config import CompressConfig, ConfigFile, target_spec
 from dtp_deploy.errors import UsageError
 from dtp_deploy.target import TargetSpec, find_target
@@ -76,6 +76,8 @@ def make_order(config: CompressConfig, file: ConfigFile | None = None, *, resume
         by_measure: BudgetKind = "latency" if timed else "macs"
         budgets = (config.budget("params" if config.granularity == "weights" else by_measure, HALF),)
     check_budgets(config.granularity, budgets)
+    if config.allow_depth:
+        check_depth(config.granularity, budgets)
     if config.statistic != "p50" and all(budget.kind != "latency" for budget in budgets):
         raise UsageError(f"--statistic {config.statistic} is of a latency. Give --latency too, or leave it out.")
     return Order(config, config.checkpoint, out, budgets, spec, resume, file.path, default)

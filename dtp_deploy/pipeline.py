@@ -29,7 +29,7 @@ from dtp_deploy.artefact import (
     save_module,
     save_weights,
 )
-from dtp_deploy.budget import Budget, amount, check_budgets, flag_of
+from dtp_deploy.budget import Budget, amount, check_budgets, check_depth, flag_of
 from dtp_deploy.checkpoints import CheckpointFolder, Keeper
 from dtp_deploy.diary import MaskDiary
 from dtp_deploy.errors import BudgetError, TargetError, TrainingError, UsageError
@@ -39,8 +39,16 @@ from dtp_deploy.export.delivery import require_parity
 from dtp_deploy.export.onnx import export_program
 from dtp_deploy.findings import Findings
 from dtp_deploy.forms import Form, make_form, metadata_of, parity_batches
-from dtp_deploy.granularity import ChannelPruning, Masks, Pruning, check_zeros, gains, make_weight_pruning
-from dtp_deploy.graph import Groups, find_groups
+from dtp_deploy.granularity import (
+    ChannelPruning,
+    Masks,
+    Pruning,
+    check_zeros,
+    find_prunable,
+    gains,
+    make_weight_pruning,
+)
+from dtp_deploy.graph import Groups
 from dtp_deploy.identity import identity
 from dtp_deploy.latency.timing import can_measure, time_models
 from dtp_deploy.latency.verdict import PROCESSES, share_of_limit
@@ -50,7 +58,7 @@ from dtp_deploy.modules import Inputs
 from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import PruningPlan, WeightLayers, find_weights, hold_zeros, prove, remove_channels
+from dtp_deploy.prune import PruningPlan, WeightLayers, blocks_silenced, find_weights, hold_zeros, remove_channels
 from dtp_deploy.prune.plan import compose
 from dtp_deploy.prune.weights import counted
 from dtp_deploy.ranks import by_first, default_device, joined, rank
@@ -139,6 +147,8 @@ def compress(
     spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     check_budgets(settings.granularity, budgets)
+    if settings.allow_depth:
+        check_depth(settings.granularity, budgets)
     found = find_target(spec)
     state = found.availability()
     if require_measured and not state.available:
@@ -255,8 +265,7 @@ class _Run:
         settings = self.settings
         if settings.granularity != "channels":
             return find_weights(dense, self.inputs, settings.granularity, keep=settings.keep, only=settings.only)
-        groups = find_groups(dense, self.inputs, keep=settings.keep, only=settings.only)
-        return prove(dense, groups, seed=settings.seed, progress=self.progress)
+        return find_prunable(dense, self.inputs, settings, self.progress)
 
     def _pruning(
         self, dense: nn.Module, found: Groups | WeightLayers, scratch: Path, saved: dict[str, Any] | None
@@ -393,7 +402,8 @@ class _Run:
         self._check_alive(masked)
         small = remove_channels(masked, plan)
         if plan.granularity == "channels":  # of single weights nothing is removed
-            removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
+            with blocks_silenced(masked, [block.modules[-1] for block in plan.removed_blocks]):
+                removal = compare("masked to removed", torch_callable(masked), torch_callable(small), self.batches)
             require_parity(removal)
             self.findings.add_parity([removal])
         settings = self.settings

@@ -17,13 +17,14 @@ from dtp_deploy.cost import count_parameters, macs_per_sample
 from dtp_deploy.errors import TargetError
 from dtp_deploy.export.delivery import Delivery, deliver
 from dtp_deploy.forms import metadata_of, parity_batches
-from dtp_deploy.graph import Groups, find_groups
+from dtp_deploy.granularity import find_prunable
+from dtp_deploy.graph import Groups
 from dtp_deploy.job import Job
 from dtp_deploy.loading import inspect_checkpoint
 from dtp_deploy.loading.idx import FASHION_MNIST
 from dtp_deploy.order import Order
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune import find_weights, prove, remove_channels
+from dtp_deploy.prune import find_weights, remove_channels
 from dtp_deploy.reach import Reach, latency_reach, smallest_plan
 from dtp_deploy.train.loop import check_model
 
@@ -63,6 +64,8 @@ class DryRun:
         granularity: what would be pruned.
         groups: name, width, and why it may not be pruned (None if it may) of every channel group; where single weights
             are pruned, the same of every layer, its weights for a width.
+        blocks: name of every residual block, and why it may not be removed as a whole (None if it may); none where that
+            was not asked for.
         reach: of each kind of budget; latency is missing where it can be neither measured nor predicted.
         notes: what else to know.
     """
@@ -76,6 +79,7 @@ class DryRun:
     verdicts: tuple[Verdict, ...]
     granularity: Granularity
     groups: tuple[tuple[str, int, str | None], ...]
+    blocks: tuple[tuple[str, str | None], ...]
     reach: tuple[Reach, ...]
     notes: tuple[str, ...]
 
@@ -117,8 +121,7 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     if job.settings.granularity != "channels":
         return _rehearse_weights(job, model)
     with progress.task("groups"):
-        found = find_groups(model, job.inputs, keep=job.settings.keep, only=job.settings.only)
-        groups = prove(model, found, seed=job.settings.seed, progress=progress)
+        groups = find_prunable(model, job.inputs, job.settings, progress)
     with progress.task("budget"), tempfile.TemporaryDirectory() as folder:
         reach, unknown = _reach(job, groups, Path(folder))
     notes = [f"What a latency budget can reach is not known. {unknown}"] if unknown else []
@@ -127,6 +130,7 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
         job.loaded.origin,
         verdicts=tuple(_verdict(budget, reach, unknown) for budget in order.budgets),
         groups=tuple((group.name, group.width, group.frozen_because) for group in groups),
+        blocks=tuple((block.name, block.kept_because) for block in groups.blocks),
         reach=reach,
         notes=(*job.notes, *notes, *job.data.notes),
     )
@@ -154,6 +158,7 @@ def _dry_run(
     *,
     verdicts: tuple[Verdict, ...] = (),
     groups: tuple[tuple[str, int, str | None], ...] = (),
+    blocks: tuple[tuple[str, str | None], ...] = (),
     reach: tuple[Reach, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> DryRun:
@@ -168,6 +173,7 @@ def _dry_run(
         verdicts,
         order.config.granularity,
         groups,
+        blocks,
         reach,
         notes,
     )

@@ -106,6 +106,9 @@ class Outcome:
                     for choice in self.plan.groups
                 ],
                 "layers": [asdict(layer) for layer in self.plan.layers],
+                "blocks": [
+                    {"name": block.name, "removed": block.removed, "reason": block.reason} for block in self.plan.blocks
+                ],
                 "mask_phase": self.findings.mask_phase,
                 "parity": list(self.findings.parity.values()),
                 "passes": [

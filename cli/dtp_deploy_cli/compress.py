@@ -149,9 +149,18 @@ def _show_dry_run(plan: DryRun, as_json: bool) -> None:
         print_line(str(verdict))
     if plan.groups:
         _show_groups(plan)
+    if plan.blocks:
+        _show_blocks(plan)
     for note in plan.notes:
         print_line(note)
     print_line("Nothing was trained and nothing was written.")
+
+
+def _show_blocks(plan: DryRun) -> None:
+    from dtp_deploy_cli.console import print_table
+
+    rows = [(name, "yes" if reason is None else f"no: {reason}") for name, reason in plan.blocks]
+    print_table(("residual block", "may be removed as a whole"), rows)
 
 
 def _show_groups(plan: DryRun) -> None:

@@ -9,8 +9,8 @@ edges of the steps, and only those widths are chosen in the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -149,6 +149,13 @@ class LatencyCost:
     def __call__(self, widths: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = self._value([side.channels(widths) for side in self._sides])
         return value + self._rise @ widths, gradient + self._rise
+
+    def without(self, places: Collection[int]) -> LatencyCost:
+        """The same network without the layers at these places; what is around them still costs what it did."""
+        kept = [place for place in range(len(self.layers)) if place not in places]
+        spill = replace(self.spill, each=tuple(self.spill.each[place] for place in kept))
+        units = [int(count) for count in self._units.tolist()]
+        return LatencyCost([self.layers[place] for place in kept], units, self.constant_ms, self.steps, spill)
 
     def exact(self, widths: Tensor) -> float:
         """Milliseconds at whole widths, [G,], float64, each layer on its step of the staircase."""

@@ -6,7 +6,7 @@ entries that scale it, the residual branches that are added to it, and the input
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,10 +60,53 @@ class ChannelGroup:
         """Number of channels."""
         return self.units * self.channels_per_unit
 
+    def lies_in(self, modules: Iterable[str]) -> bool:
+        """Whether all of its layers are in these modules; of a group without tensors nobody can say so."""
+        names = list(modules)
+        return bool(self.slices) and all(is_inside(piece.tensor, names) for piece in self.slices)
+
     @property
     def readers(self) -> tuple[TensorSlice, ...]:
         """The slices on which masks lie."""
         return tuple(piece for piece in self.slices if piece.role == "reader")
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A branch f of y = x + f(x), which can be removed as a whole: y = x is left.
+
+    Attributes:
+        name: of the module around it.
+        modules: those that the branch consists of, as far as they hold tensors, in the order of the graph; the output
+            of the last one is f(x).
+        kept_because: why it may not be removed; None for a block that may.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    kept_because: str | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor or a module of that name is in the branch.
+
+        >>> ResidualBlock("layer1.0", ("layer1.0.conv1", "layer1.0.bn1")).holds("layer1.0.conv1.weight")
+        True
+        """
+        return is_inside(name, self.modules)
+
+    def has_inside(self, group: ChannelGroup) -> bool:
+        """Whether all layers of a group are in the branch, so that the group goes with it."""
+        return group.lies_in(self.modules)
+
+
+def is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether a dotted name is one of these modules, or something in one of them."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def modules_of(blocks: Iterable[ResidualBlock]) -> list[str]:
+    """The modules of several blocks."""
+    return [module for block in blocks for module in block.modules]
 
 
 @dataclass(frozen=True)
@@ -73,10 +116,17 @@ class Groups:
     Attributes:
         all: the groups.
         inputs: the example inputs that they were found with, each batch first. MACs are counted for their shapes.
+        blocks: residual blocks, where removing them was asked for (`find_blocks`).
     """
 
     all: tuple[ChannelGroup, ...]
     inputs: Inputs
+    blocks: tuple[ResidualBlock, ...] = ()
+
+    @property
+    def removable(self) -> tuple[ResidualBlock, ...]:
+        """The residual blocks that may be removed as a whole."""
+        return tuple(block for block in self.blocks if block.kept_because is None)
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

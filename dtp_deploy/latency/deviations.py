@@ -20,7 +20,7 @@ def explain_deviations(
 
     Args:
         learned: channels that the masks keep of every prunable group.
-        plan: what was chosen.
+        plan: what was chosen. Of groups that went with a residual block nothing is said.
         preferred: the numbers of units that the target likes; None where it was not asked.
         groups: of the dense model.
         predicted: whether the latency was predicted, not measured.
@@ -28,8 +28,9 @@ def explain_deviations(
     if preferred is None:
         return []
     chosen = plan.widths()
-    fixed = [group for group, units in zip(groups.prunable, preferred, strict=True) if len(units) == 1]
-    moved = [group for group in groups.prunable if chosen[group.name] != learned[group.name] and group not in fixed]
+    left = [(group, units) for group, units in zip(groups.prunable, preferred, strict=True) if chosen[group.name]]
+    fixed = [group for group, units in left if len(units) == 1]
+    moved = [group for group, _ in left if chosen[group.name] != learned[group.name] and group not in fixed]
     notes = []
     known = "predicted" if predicted else "measured"
     if moved:

@@ -33,11 +33,11 @@ def close_loop(
     """
     limit = masks.limit
     low, high = masks.smallest_cost, masks.dense_cost
-    shares: dict[tuple[int, ...], float] = {}
+    shares: dict[object, float] = {}
     best: tuple[float, PruningPlan] | None = None
     plan: PruningPlan | None = _plan_at(masks, limit) or _plan_at(masks, high)
     while plan is not None and len(shares) < _MAX_TRIES:
-        share = shares[_key(plan)] = used(plan)
+        share = shares[plan.structure] = used(plan)
         if share <= 1 and (best is None or share > best[0]):
             best = (share, plan)
         if fill <= share <= 1:
@@ -52,7 +52,7 @@ def close_loop(
         plan = None
         for limit in [*trusted, *_halves(low, high, up=share <= 1)]:
             candidate = _plan_at(masks, limit)
-            if candidate is not None and _key(candidate) not in shares:
+            if candidate is not None and candidate.structure not in shares:
                 plan = candidate
                 break
     if best is None:
@@ -78,7 +78,3 @@ def _plan_at(masks: ChannelMasks, limit: float) -> PruningPlan | None:
         return masks.choose(limit)
     except BudgetError:
         return None
-
-
-def _key(plan: PruningPlan) -> tuple[int, ...]:
-    return tuple(plan.widths().values())

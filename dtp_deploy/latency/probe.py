@@ -53,7 +53,7 @@ class LatencyProbe:
         self.finish, self.progress = finish, progress
         self.model, self.groups, self.target, self.folder = model, groups, target, folder
         self.dense_onnx, self.batches, self.settings = dense_onnx, batches, settings
-        self._files: dict[tuple[int, ...], Path] = {}
+        self._files: dict[object, Path] = {}
 
     def measure(
         self, plans: Mapping[str, PruningPlan], settings: MeasureSettings | None = None
@@ -75,11 +75,11 @@ class LatencyProbe:
         return self.dense_onnx
 
     def _file(self, plan: PruningPlan) -> Path:
-        widths = tuple(plan.widths().values())
-        if widths not in self._files:
+        structure = plan.structure
+        if structure not in self._files:
             network = self.finish(remove_channels(self.model, plan)).eval()
-            self._files[widths] = self._deliver(network, f"structure-{len(self._files)}")
-        return self._files[widths]
+            self._files[structure] = self._deliver(network, f"structure-{len(self._files)}")
+        return self._files[structure]
 
     def _deliver(self, network: nn.Module, name: str) -> Path:
         path = self.folder / f"{name}.onnx"

@@ -101,6 +101,17 @@ def choose_channels(
     Raises:
         BudgetError: the smallest allowed widths cost more than the limit.
     """
+    return choose_with_threshold(groups, scores, cost, limit, levels)[0]
+
+
+def choose_with_threshold(
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+    cost: WidthFunction,
+    limit: float,
+    levels: Sequence[WidthLevels],
+) -> tuple[dict[str, list[int]], float]:
+    """As `choose_channels`, and the one threshold on the scores: a unit at it is worth what it costs."""
     orders = [torch.argsort(score.detach().cpu(), descending=True, stable=True) for score in scores]
     ranked = [score.detach().cpu()[order] for score, order in zip(scores, orders, strict=True)]
 
@@ -127,10 +138,11 @@ def choose_channels(
             low = middle + 1
     positions = above(thresholds[low]) if low < len(thresholds) else smallest
     _fill(positions, levels, ranked, cost_of, limit)
-    return {
+    kept = {
         group.name: sorted(order[: level.units[position]].tolist())
         for group, order, level, position in zip(groups, orders, levels, positions, strict=True)
     }
+    return kept, thresholds[min(low, len(thresholds) - 1)]
 
 
 def _fill(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.budget import Budget, flag_of
+from dtp_deploy.budget import Budget, check_depth, flag_of
 from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_cost
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
@@ -38,6 +38,7 @@ from dtp_deploy.prune.choice import (
     kept_counts,
     uniform_ratio,
 )
+from dtp_deploy.prune.depth import Depth
 from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
@@ -123,6 +124,7 @@ class ChannelMasks(StepwiseMasks):
         preferred: for every prunable group the numbers of units that `choose` may keep, besides the full width; by
             default all that `settings.round_to` allows.
         losses: yields the loss of the model on one batch after the other; the scores "taylor" start from it.
+        depth: the residual blocks that `choose` may remove as a whole; by default none.
 
     Attributes:
         limit: the largest cost allowed, in the unit of `cost`.
@@ -150,7 +152,10 @@ class ChannelMasks(StepwiseMasks):
         limit: float | None = None,
         preferred: Sequence[Sequence[int]] | None = None,
         losses: Losses | None = None,
+        depth: Depth | None = None,
     ) -> None:
+        if depth is not None:
+            check_depth("channels", [budget])
         if budget.scope == "per-layer" and settings is not None and settings.solver == "sinkhorn-1":
             raise UsageError(
                 "--solver sinkhorn-1 shares one budget among the layers; with --per-layer every layer has its own, and "
@@ -159,6 +164,7 @@ class ChannelMasks(StepwiseMasks):
         if steps < 1:
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
+        self.depth = depth
         self.settings = settings if settings is not None else MaskSettings()
         self.cost = cost if cost is not None else cost_of(budget, model, groups)
         prunable = groups.prunable
@@ -182,7 +188,7 @@ class ChannelMasks(StepwiseMasks):
                 f"{', or a smaller --round-to' if rounded else ''}."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
-        self.floors = self._floors(self.limit)
+        self.floors = self._floors(self.limit, self.cost)
         device = device_of(model)
         self._group_of_unit = torch.cat(
             [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
@@ -308,23 +314,24 @@ class ChannelMasks(StepwiseMasks):
         sizes = [group.units for group in self.groups.prunable]
         return torch.split(self.scores.detach().clone(), sizes)
 
-    def levels(self, limit: float | None = None) -> list[WidthLevels]:
-        """The widths that `choose` may give each group."""
+    def levels(self, limit: float | None = None, cost: WidthFunction | None = None) -> list[WidthLevels]:
+        """The widths that `choose` may give each group; of a network with another cost than `self.cost`, if given."""
         limit = self.limit if limit is None else limit
+        cost = self.cost if cost is None else cost
         groups = self.groups.prunable
         if self.budget.scope == "per-layer":
-            ratio = uniform_ratio(self.cost, self._units, limit)
+            ratio = uniform_ratio(cost, self._units, limit)
             whole = self._allowed([1] * len(groups))
             return [even_widths(level, ratio * group.units) for level, group in zip(whole, groups, strict=True)]
-        return self._allowed(self._floors(limit))
+        return self._allowed(self._floors(limit, cost))
 
-    def _floors(self, limit: float) -> list[int]:
+    def _floors(self, limit: float, cost: WidthFunction) -> list[int]:
         """The least units of every group."""
         share = self.settings.floor_share
         if share is None:
             stepped = self.settings.round_to > 1 or any(widths is not None for widths in self.preferred)
             share = STEPPED_FLOOR if stepped else CHANNEL_FLOOR
-        return floor_units(self.groups.prunable, self.cost, limit, share, self.settings.floor_units)
+        return floor_units(self.groups.prunable, cost, limit, share, self.settings.floor_units)
 
     def _allowed(self, floors: Sequence[int]) -> list[WidthLevels]:
         """Widths from the floors up: by rounding, and of those the preferred ones."""
@@ -353,13 +360,20 @@ class ChannelMasks(StepwiseMasks):
             BudgetError: the smallest allowed widths cost more.
         """
         limit = self.limit if limit is None else limit
-        kept = choose_channels(self.groups.prunable, self.group_scores(), self.cost, limit, self.levels(limit))
-        return make_plan(self.groups, kept, self._fingerprint)
+        scores = self.group_scores()
+        if self.depth is None:
+            kept = choose_channels(self.groups.prunable, scores, self.cost, limit, self.levels(limit))
+            return make_plan(self.groups, kept, self._fingerprint)
+        kept, blocks = self.depth.choose(scores, limit, lambda cost: self.levels(limit, cost))
+        return make_plan(self.groups, kept, self._fingerprint, blocks)
 
     def cost_of_plan(self, plan: PruningPlan) -> float:
         """The cost of a plan, by the formula."""
         kept = {choice.name: choice.kept_units for choice in plan.groups}
-        return float(self.cost(kept_counts(kept, self.groups.prunable))[0])
+        cost = self.cost
+        if self.depth is not None:
+            cost = self.depth.cost(self.depth.named([block.name for block in plan.removed_blocks]))
+        return float(cost(kept_counts(kept, self.groups.prunable))[0])
 
     def harden(self, plan: PruningPlan | None = None) -> PruningPlan:
         """Take the masks off: kept units keep their last mask as a factor in the weights, the others become zero.
@@ -368,7 +382,8 @@ class ChannelMasks(StepwiseMasks):
             plan: what to keep; by default what `choose` gives.
 
         Returns:
-            The plan. `remove_channels(model, plan)` then gives a model with the same outputs.
+            The plan. `remove_channels(model, plan)` then gives a model with the same outputs; where it removes residual
+            blocks, as those have under `blocks_silenced`.
         """
         plan = self.choose() if plan is None else plan
         kept: Mapping[str, Sequence[int]] = {choice.name: choice.kept_units for choice in plan.groups}

@@ -13,8 +13,10 @@ from torch import nn
 from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import InputError
 from dtp_deploy.graph import ChannelGroup
+from dtp_deploy.graph.groups import is_inside
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is read. A plan that removes no block is written as version 1, which earlier programs read too."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class GroupChoice:
     Attributes:
         name: the layer that writes the channels first.
         width_before: channels in the dense model.
-        width_after: channels kept.
+        width_after: channels kept; 0 where the block around them was removed.
         kept_units: indices of the units kept, ascending.
         frozen_because: why nothing was removed, if the group was frozen.
     """
@@ -59,6 +61,23 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
+class BlockChoice:
+    """Whether one residual block was removed as a whole.
+
+    Attributes:
+        name: the module around it.
+        modules: those that it consists of; the output of the last one is what is added to the block's input.
+        removed: whether they give nothing but zeros from now on.
+        reason: why it was removed, or why not.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    removed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class PruningPlan:
     """Kept units of every group, and the kept indices of every tensor dimension that follow from them.
 
@@ -71,6 +90,7 @@ class PruningPlan:
         weights_sha256: of the file of weights delivered with the plan; "" if none was.
         granularity: what was pruned last.
         layers: one choice a layer, where single weights were set to zero; nothing of their tensors is removed.
+        blocks: one choice a residual block, where removing them was allowed; `tensors` names nothing in a removed one.
     """
 
     groups: tuple[GroupChoice, ...]
@@ -81,6 +101,22 @@ class PruningPlan:
     weights_sha256: str = ""
     granularity: Granularity = "channels"
     layers: tuple[LayerChoice, ...] = ()
+    blocks: tuple[BlockChoice, ...] = ()
+
+    @property
+    def removed_blocks(self) -> tuple[BlockChoice, ...]:
+        """The residual blocks that are removed."""
+        return tuple(block for block in self.blocks if block.removed)
+
+    @property
+    def removed_modules(self) -> tuple[str, ...]:
+        """The modules that are removed, none inside of another."""
+        return outermost(module for block in self.removed_blocks for module in block.modules)
+
+    @property
+    def structure(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """What the cost of the network depends on: the widths, and the modules that are removed."""
+        return tuple(self.widths().values()), self.removed_modules
 
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
@@ -107,7 +143,7 @@ class PruningPlan:
         """The plan as JSON text; `from_json` gives an equal plan."""
         return json.dumps(
             {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSION if self.removed_blocks else 1,
                 "fingerprint": self.fingerprint,
                 "chain": list(self.chain),
                 "preprocessing": dict(self.preprocessing),
@@ -128,6 +164,7 @@ class PruningPlan:
                     name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in self.tensors.items()
                 },
             }
+            | ({"blocks": [asdict(block) for block in self.blocks]} if self.blocks else {})
         )
 
     @staticmethod
@@ -171,6 +208,15 @@ class PruningPlan:
                     LayerChoice(str(layer["name"]), int(layer["weights"]), int(layer["kept"]), layer["left_because"])
                     for layer in raw.get("layers", ())
                 ),
+                blocks=tuple(
+                    BlockChoice(
+                        str(block["name"]),
+                        tuple(str(module) for module in block["modules"]),
+                        bool(block["removed"]),
+                        str(block["reason"]),
+                    )
+                    for block in raw.get("blocks", ())
+                ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -196,6 +242,9 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         before = tensors.setdefault(name, {})
         for dim, kept in dims.items():
             before[dim] = tuple(before[dim][index] for index in kept) if dim in before else kept
+    blocks = tuple(block for block in first.blocks if block.removed) + second.blocks
+    removed = [module for block in blocks if block.removed for module in block.modules]
+    tensors = {name: dims for name, dims in tensors.items() if not is_inside(name, removed)}
     later = {group.name: group for group in second.groups}
     groups = [_composed(group, later.pop(group.name, None)) for group in first.groups]
     return PruningPlan(
@@ -206,7 +255,18 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         preprocessing=second.preprocessing or first.preprocessing,
         granularity=second.granularity,
         layers=second.layers,
+        blocks=blocks,
     )
+
+
+def outermost(modules: Iterable[str]) -> tuple[str, ...]:
+    """Each once, without those that are inside of another.
+
+    >>> outermost(["block.body.conv", "block.body", "stem", "stem"])
+    ('block.body', 'stem')
+    """
+    names = tuple(dict.fromkeys(modules))
+    return tuple(name for name in names if not is_inside(name, [other for other in names if other != name]))
 
 
 def _granularity(value: object) -> Granularity:
@@ -219,22 +279,33 @@ def _granularity(value: object) -> Granularity:
 def _composed(first: GroupChoice, second: GroupChoice | None) -> GroupChoice:
     if second is None:
         return first
-    same_units = first.width_after == second.width_before and max(second.kept_units) < len(first.kept_units)
+    same_units = first.width_after == second.width_before and max(second.kept_units, default=-1) < len(first.kept_units)
     kept = tuple(first.kept_units[unit] for unit in second.kept_units) if same_units else ()
     return replace(second, width_before=first.width_before, kept_units=kept)
 
 
-def make_plan(groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[int]], fingerprint: str) -> PruningPlan:
+def make_plan(
+    groups: Iterable[ChannelGroup],
+    kept_units: Mapping[str, Sequence[int]],
+    fingerprint: str,
+    blocks: Iterable[BlockChoice] = (),
+) -> PruningPlan:
     """The plan that keeps the given units of the named groups, and everything of the others.
 
     Args:
         groups: the groups of the dense model.
         kept_units: group name -> units kept; at least one of each group. Frozen groups may not be named.
         fingerprint: `fingerprint_of` the dense model.
+        blocks: of the dense model. Groups whose layers all lie in removed ones lose all units, whatever is given.
     """
+    blocks = tuple(blocks)
+    removed_modules = [module for block in blocks if block.removed for module in block.modules]
     tensors: dict[str, dict[int, set[int]]] = {}
     choices = []
     for group in groups:
+        if group.lies_in(removed_modules):
+            choices.append(GroupChoice(group.name, group.width, 0, (), group.frozen_because))
+            continue
         kept = sorted(set(kept_units.get(group.name, range(group.units))))
         assert kept, group.name
         assert kept[0] >= 0, group.name
@@ -247,6 +318,8 @@ def make_plan(groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[
             continue
         removed = set(range(group.units)) - set(kept)
         for piece in group.slices:
+            if is_inside(piece.tensor, removed_modules):
+                continue
             everything = set(range(len(piece.unit_of_index)))
             gone = {index for index, unit in enumerate(piece.unit_of_index) if unit in removed}
             dims = tensors.setdefault(piece.tensor, {})
@@ -255,6 +328,7 @@ def make_plan(groups: Iterable[ChannelGroup], kept_units: Mapping[str, Sequence[
         groups=tuple(choices),
         tensors={name: {dim: tuple(sorted(kept)) for dim, kept in dims.items()} for name, dims in tensors.items()},
         fingerprint=fingerprint,
+        blocks=blocks,
     )
 
 

@@ -1,7 +1,7 @@
 """Proof of a removal: masking some units at their readers and removing them must give the same outputs.
 
-Every group is tried on its own, then all of them together. What fails is frozen, with the reason, so that no removal
-that was not seen to be exact is ever made.
+Every group is tried on its own, then all of them together; residual blocks likewise, where removing them was asked for.
+What fails is frozen, with the reason, so that no removal that was not seen to be exact is ever made.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
-from dtp_deploy.graph import ChannelGroup, Groups, tensor_by_name
+from dtp_deploy.graph import ChannelGroup, Groups, ResidualBlock, tensor_by_name
 from dtp_deploy.graph.frozen import is_by_hand
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import Inputs, flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune.plan import fingerprint_of, make_plan
-from dtp_deploy.prune.surgery import remove_channels
+from dtp_deploy.prune.plan import BlockChoice, fingerprint_of, make_plan
+from dtp_deploy.prune.surgery import blocks_silenced, remove_channels
 
 _SHARE = 0.3
 """Share of a group's units that a trial removes."""
@@ -61,12 +61,12 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
 
     Args:
         model: the dense model; not changed.
-        groups: as found by `find_groups`.
+        groups: as found by `find_groups`, and the residual blocks that they hold.
         seed: of the perturbation and of the units tried.
         progress: told about every frozen group.
 
     Returns:
-        The same groups, failures frozen.
+        The same groups and blocks, failures frozen.
 
     Raises:
         GraphError: no group is left that may be pruned.
@@ -93,7 +93,25 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
             f"{type(model).__name__} has nothing to prune: all {len(result)} channel groups are frozen ({reasons}). "
             f"{advice}"
         )
-    return result
+    return replace(result, blocks=_proven_blocks(trial, result))
+
+
+def _proven_blocks(trial: _Trial, groups: Groups) -> tuple[ResidualBlock, ...]:
+    """The residual blocks, each tried on its own and then with those before it and all groups around them."""
+    proven: list[ResidualBlock] = []
+    for block in groups.blocks:
+        reason = block.kept_because
+        if reason is None and not any(block.has_inside(group) for group in groups.prunable):
+            reason = "none of its channels may be pruned, so nothing says what it is worth"
+        if reason is None:
+            reason = trial.failure([], [block])
+        if reason is None:
+            removed = [*(other for other in proven if other.kept_because is None), block]
+            around = [group for group in groups.prunable if not any(one.has_inside(group) for one in removed)]
+            if (why := trial.failure(around, removed)) is not None:
+                reason = f"together with other removals {why}"
+        proven.append(replace(block, kept_because=reason))
+    return tuple(proven)
 
 
 def _one_after_the_other(trial: _Trial, proven: list[ChannelGroup]) -> list[ChannelGroup]:
@@ -126,29 +144,33 @@ class _Trial:
             self.model.to(self.dtype)
             self._draw_inputs()
 
-    def failure(self, tried: Sequence[ChannelGroup]) -> str | None:
-        """Why the tried groups cannot be pruned, or None if masking and removing agree."""
+    def failure(self, tried: Sequence[ChannelGroup], blocks: Sequence[ResidualBlock] = ()) -> str | None:
+        """Why the tried groups cannot be pruned and the blocks removed, or None if masking and removing agree."""
+        what = "its layers" if blocks else "its channels"
+        ends = [block.modules[-1] for block in blocks]
         for draw in range(_DRAWS):
             if draw > 0:
                 self._draw_inputs()
             kept = {group.name: self._some_units(group) for group in tried}
-            with masked(self.model, tried, kept):
+            with masked(self.model, tried, kept), blocks_silenced(self.model, ends):
                 wanted = outputs_of(self.model, self.inputs)
             seen = relative_difference(self.dense, wanted) > TOLERANCES[self.dtype]
             if seen:
                 break
-        plan = make_plan(tried, kept, self.fingerprint)
+        choices = [BlockChoice(block.name, block.modules, removed=True, reason="") for block in blocks]
+        plan = make_plan(tried, kept, self.fingerprint, choices)
         try:
             found = outputs_of(remove_channels(self.model, plan), self.inputs)
         except Exception as error:
-            return f"the model does not run without some of its channels ({type(error).__name__}: {_line(error)})"
+            without = what if blocks else f"some of {what}"
+            return f"the model does not run without {without} ({type(error).__name__}: {_line(error)})"
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
-            return "its channels are an output of the model"
+            return f"{what} are an output of the model"
         if not seen:
-            return "no effect of its channels on the outputs was seen, so nothing can be proven"
+            return f"no effect of {what} on the outputs was seen, so nothing can be proven"
         difference = relative_difference(wanted, found)
         if not difference <= TOLERANCES[self.dtype]:
-            return f"masking and removing its channels gave different outputs (by {difference:.2g} relative)"
+            return f"masking and removing {what} gave different outputs (by {difference:.2g} relative)"
         return None
 
     def _draw_inputs(self) -> None:

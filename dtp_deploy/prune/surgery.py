@@ -1,19 +1,62 @@
-"""Physical removal: slice every tensor that the plan names, and set the layers' widths from their tensors."""
+"""Physical removal: slice every tensor that the plan names, and set the layers' widths from their tensors.
+
+The modules of a removed residual block give zeros in place of what they gave: the addition stays in the code of the
+model, and every exporter sees that it does nothing.
+"""
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtp_deploy.graph import set_tensor, tensor_by_name
-from dtp_deploy.prune.plan import PruningPlan
+from dtp_deploy.prune.plan import PruningPlan, outermost
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+class Nothing(nn.Module):
+    """What stands in the place of a removed module: zeros of its input's shape, and no tensors of its own."""
+
+    def forward(self, first: Tensor, *others: object, **named: object) -> Tensor:
+        """Zeros like the first input, which is not touched even where later layers work in place."""
+        return torch.zeros_like(first)
+
+
+def remove_blocks(model: nn.Module, modules: Iterable[str]) -> nn.Module:
+    """A copy of a model whose named modules give nothing.
+
+    Args:
+        model: not changed.
+        modules: all modules of some residual blocks.
+    """
+    small = copy.deepcopy(model)
+    for path in outermost(modules):
+        small.set_submodule(path, Nothing().train(small.get_submodule(path).training))
+    return small
+
+
+@contextmanager
+def blocks_silenced(model: nn.Module, ends: Iterable[str]) -> Iterator[None]:
+    """Within the context, the named modules' outputs are zeros of the same shape: the mask of a whole block.
+
+    Args:
+        model: whole.
+        ends: the last module of each residual block.
+    """
+    handles = [model.get_submodule(end).register_forward_hook(_zeros) for end in ends]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def remove_channels(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """A copy of the dense model without the channels that the plan removes.
+    """A copy of the dense model without the channels and residual blocks that the plan removes.
 
     Args:
         model: the dense model; not changed.
@@ -26,7 +69,7 @@ def remove_channels(model: nn.Module, plan: PruningPlan) -> nn.Module:
         InputError: the plan was made for another model.
     """
     plan.check(model)
-    small = copy.deepcopy(model)
+    small = remove_blocks(model, plan.removed_modules)
     for name, dims in plan.tensors.items():
         tensor = tensor_by_name(small, name).detach()
         for dim, kept in dims.items():
@@ -35,6 +78,10 @@ def remove_channels(model: nn.Module, plan: PruningPlan) -> nn.Module:
     for path in {name.rpartition(".")[0] for name in plan.tensors}:
         _set_widths(small.get_submodule(path))
     return small
+
+
+def _zeros(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
 
 
 def _set_widths(module: nn.Module) -> None:

@@ -57,6 +57,10 @@ def render_markdown(report: Report) -> str:
                 [(g.name, g.width_before, g.width_after, g.frozen_because or "") for g in report.groups],
             ),
         ),
+        *_section(
+            "Residual blocks",
+            _table(("block", "", "because"), [(b.name, _removed(b.removed), b.reason) for b in report.blocks]),
+        ),
         *_section("Mask phase", _mask_phase(report)),
         *_section(
             f"Layers ({report.granularity})",
@@ -186,6 +190,10 @@ def _parity_row(parity: ParityEntry) -> tuple[str, ...]:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "NO"
+
+
+def _removed(value: bool) -> str:
+    return "removed" if value else "kept"
 
 
 def _section(title: str, body: str) -> list[str]:

@@ -17,10 +17,10 @@ board build builder container debian desktop docker host jetson laptop linux loc
 raspberrypi runner server staging tegra test ubuntu worker workstation xavier
 """
 _WORDS_OF_REPORTS = """
-accuracy achieved applied basis budget channels computed dense device drift environment granularity groups high kept
-kind latency layers limit macs measured model name notes onnx openvino options params parity passed passes precision
-predicted pruned python ratio reason relative requested runtime seconds settings size spread stable stage stages
-target tensorrt threads tolerance torch unit weights
+accuracy achieved applied basis blocks budget channels computed dense device drift environment granularity groups high
+kept kind latency layers limit macs measured model name notes onnx openvino options params parity passed passes
+precision predicted pruned python ratio reason relative removed requested runtime seconds settings size spread stable
+stage stages target tensorrt threads tolerance torch unit weights
 """
 _SAY_NOTHING = frozenset((_MACHINES + _WORDS_OF_REPORTS).split())
 """Host names that name nobody, and that stand in many a report for something else."""

@@ -155,6 +155,14 @@ class LayerEntry(_Part):
         return self
 
 
+class BlockEntry(_Part):
+    """One residual block that might be removed as a whole."""
+
+    name: str = Field(description="the module around it")
+    removed: bool = Field(description="whether it was removed: its input goes on unchanged")
+    reason: str = Field(description="why, or why not")
+
+
 class ParityEntry(_Part):
     """One comparison of two forms of the model that must give the same outputs."""
 
@@ -253,6 +261,9 @@ class Report(_Part):
     )
     layers: tuple[LayerEntry, ...] = Field(
         (), description="layers with weights, where single weights were pruned: masked, and left as they are"
+    )
+    blocks: tuple[BlockEntry, ...] = Field(
+        (), description="residual blocks, where removing them as a whole was allowed: removed, and kept"
     )
     mask_phase: tuple[MaskPhaseEntry, ...] = Field((), description="how the masks were learned, epoch by epoch")
     parity: tuple[ParityEntry, ...] = Field(description="every comparison made")

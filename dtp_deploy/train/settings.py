@@ -36,6 +36,7 @@ class Settings:
         granularity: what is pruned.
         keep: patterns of layers that stay as they are, see `dtp_deploy.graph.freeze`.
         only: patterns of the only layers that may lose channels or weights.
+        allow_depth: residual blocks that are worth less than they cost may be removed as a whole.
 
     Raises:
         UsageError: a value is out of range.
@@ -60,6 +61,7 @@ class Settings:
     granularity: Granularity = "channels"
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    allow_depth: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

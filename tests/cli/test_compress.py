@@ -19,6 +19,7 @@ from dtp_deploy.prune import MaskSettings
 from dtp_deploy.report import Report, headline, summary_rows
 from dtp_deploy.target import TargetSpec
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED
+from dtp_deploy.testing import zoo
 from dtp_deploy.train import Settings
 from dtp_deploy_cli.main import app
 
@@ -315,6 +316,46 @@ def test_a_dry_run_shows_what_patterns_freeze(run_cli, job: list[str]) -> None:
     outcome = run_cli(*job, "--dry-run", "--macs", "50%", "--keep", "stem*")
     assert outcome.code == 2
     assert "--keep 'stem*' matches no layer of Sequential. Its first are '0', '1', '2'." in outcome.err
+
+
+def test_leave_to_remove_blocks_reaches_the_library(run_cli, job: list[str], asked: dict[str, Any]) -> None:
+    assert run_cli(*job, "--macs", "50%", "--allow-depth").code == 0
+
+    assert asked["settings"] == Settings(allow_depth=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--granularity weights --params 50%", "--allow-depth removes layers, and --granularity weights sets"),
+        ("--granularity 2:4", "--allow-depth removes layers, and --granularity 2:4 sets single weights to zero. Leave"),
+        ("--macs 50% --per-layer", "--per-layer keeps the same ratio in every layer. Leave one of the two out."),
+        (
+            "--macs 50% --dry-run",
+            "--allow-depth: Sequential has no residual block that could be removed as a whole: it",
+        ),
+    ],
+)
+def test_leave_to_remove_blocks_is_refused_where_it_means_nothing(
+    run_cli, job: list[str], flags: str, reason: str
+) -> None:
+    outcome = run_cli(*job, "--allow-depth", *flags.split())
+
+    assert outcome.code == 2
+    assert reason in outcome.err
+
+
+def test_a_dry_run_shows_the_blocks_that_may_go(run_cli, job: list[str]) -> None:
+    torch.save(zoo.residual().state_dict(), "residual.pt")
+    words = "compress residual.pt --model dtp_deploy.testing.zoo:residual --input 1x3x16x16 --macs 50% --allow-depth"
+    command = [*words.split(), "--dry-run", "--keep", "features.3"]
+
+    outcome = run_cli(*command)
+    document = json.loads(run_cli(*command, "--json").out)
+
+    assert outcome.code == 0
+    assert "may be removed as a whole" in outcome.out
+    assert document["blocks"] == [["features.1", None], ["features.3", "kept by --keep 'features.3'"]]
 
 
 def test_a_dry_run_without_trust_says_what_it_can(run_cli, pickled: list[str], asked: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """The limits of a run: latency on targets whose times follow from a formula, and several budgets at once."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -12,14 +15,14 @@ from dtp_deploy.budget import Budget, parse_budget
 from dtp_deploy.cost import ChannelCount, count_macs, count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.export.delivery import deliver
-from dtp_deploy.graph import find_groups
-from dtp_deploy.latency import structures, verdict
+from dtp_deploy.graph import find_blocks, find_groups
+from dtp_deploy.latency import close_loop, explain_deviations, learn, structures, verdict
 from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits
 from dtp_deploy.profile import LatencyReport
-from dtp_deploy.prune import ChannelMasks, PruningPlan, make_plan
+from dtp_deploy.prune import BlockChoice, ChannelMasks, Depth, PruningPlan, make_plan, prove
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.target import TargetSpec
-from dtp_deploy.testing.blocks import conv_bn
+from dtp_deploy.testing.blocks import BasicBlock, conv_bn
 from dtp_deploy.testing.zoo import randomise
 
 
@@ -153,3 +156,65 @@ def test_strictest_cost_is_never_below_the_largest_share_and_has_its_gradient() 
         moved = torch.zeros(2, dtype=torch.float64).index_fill(0, torch.tensor(axis), 1e-6)
         slope = float(strictest(x + moved)[0] - strictest(x - moved)[0]) / 2e-6
         assert float(gradient[axis]) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """Three residual blocks."""
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), *(BasicBlock(8, 8) for _ in range(3)), *tail)
+    randomise(model, 0)
+    x = torch.randn(1, 3, 8, 8)
+    folder = tmp_path_factory.mktemp("scratch")
+    batches = [{"input": x.numpy()}]
+    dense: Any = SimpleNamespace(
+        delivery=deliver(model, (x,), folder / "dense.onnx", batches, "dense"),
+        macs=count_macs(model, x),
+        params=count_parameters(model),
+    )
+    groups = prove(model, replace(find_groups(model, x), blocks=find_blocks(model, x)))
+    return Workbench(model, groups, dense, batches, folder, TargetSpec("formula_targets:Formula"))
+
+
+def test_without_a_block_every_limit_costs_what_the_network_without_it_costs(deep: Workbench) -> None:
+    budgets = [parse_budget(kind, "50%") for kind in ("macs", "params", "size")]
+    limits = make_limits(budgets, deep)
+    block = deep.groups.removable[1]
+    choice = BlockChoice(block.name, block.modules, removed=True, reason="too dear")
+    kept = {group.name: range(5) for group in deep.groups.prunable}
+    plan = make_plan(deep.groups, kept, fingerprint_of(deep.model), [choice])
+    widths = torch.tensor([0.0 if block.has_inside(one) else 5.0 for one in deep.groups.prunable], dtype=torch.float64)
+
+    shares = [float(one.cost_without([block])(widths)[0]) / one.limit for one in limits.all]
+
+    real = [one.used(plan) for one in limits.all]
+    assert shares[:2] == pytest.approx(real[:2], rel=1e-12)
+    assert shares[2] == pytest.approx(real[2], rel=0.15)  # the file loses nodes of the graph too
+    assert float(limits.cost_without([block])(widths)[0]) >= max(shares)
+
+
+def test_a_block_that_is_not_worth_its_time_goes_and_the_latency_is_met(
+    deep: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "_RANDOM", 2)  # few structures teach enough of a formula
+    limit = LatencyLimit(parse_budget("latency", "55%"), deep)
+    depth = Depth(deep.groups, limit.cost_without)
+    model = copy.deepcopy(deep.model)
+    given: Any = {"cost": limit.cost, "limit": limit.limit, "preferred": limit.preferred, "depth": depth}
+    masks = ChannelMasks(model, deep.groups, limit.budget, steps=1, **given)
+    poor = deep.groups.removable[2]
+    scores = [torch.linspace(-1, -0.6 if poor.has_inside(group) else 1, group.units) for group in deep.groups.prunable]
+    with torch.no_grad():
+        masks.scores.copy_(torch.cat(scores))
+
+    plan = close_loop(masks, limit.used, fill=limit.fill, aim=limit.aim)
+
+    assert [block.name for block in plan.removed_blocks] == [poor.name]
+    assert 0.85 < limit.used(plan) <= 1
+    (path,) = [deep_path for structure, deep_path in limit.probe._files.items() if structure == plan.structure]
+    assert sum(node.op_type == "Conv" for node in onnx.load(path).graph.node) == 5
+    learned = {group.name: group.width for group in deep.groups.prunable}
+    told = explain_deviations(learned, plan, limit.preferred, deep.groups)
+    gone = [group for group in deep.groups.prunable if poor.has_inside(group)]
+    assert gone
+    assert not any(group.name in note for note in told for group in gone)

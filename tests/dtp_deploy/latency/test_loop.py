@@ -16,8 +16,9 @@ from dtp_deploy.prune import ChannelMasks, PruningPlan
 class Plan:
     width: int
 
-    def widths(self) -> dict[str, int]:
-        return {"only": self.width}
+    @property
+    def structure(self) -> int:
+        return self.width
 
 
 class Masks:

@@ -7,7 +7,7 @@ from torch import nn
 
 from dtp_deploy.errors import InputError
 from dtp_deploy.graph import ChannelGroup, TensorSlice
-from dtp_deploy.prune import GroupChoice, PruningPlan, make_plan
+from dtp_deploy.prune import BlockChoice, GroupChoice, PruningPlan, make_plan
 from dtp_deploy.prune.plan import SCHEMA_VERSION, fingerprint_of
 from dtp_deploy.testing.zoo import ZOO
 
@@ -42,6 +42,10 @@ plans = st.builds(
     ).map(tuple),
     tensors=st.dictionaries(st.text(), st.dictionaries(st.integers(0, 5), indices, min_size=1), max_size=4),
     fingerprint=st.text(),
+    blocks=st.lists(
+        st.builds(BlockChoice, st.text(), st.lists(st.text(min_size=1)).map(tuple), st.booleans(), st.text()),
+        max_size=3,
+    ).map(tuple),
 )
 
 
@@ -106,7 +110,7 @@ def test_a_newer_schema_is_not_guessed_at():
     with pytest.raises(InputError) as caught:
         PruningPlan.from_json(json.dumps(newer))
     assert str(caught.value) == (
-        "The pruning plan has schema version 2; this dtp-deploy reads up to 1. Install a newer dtp-deploy."
+        "The pruning plan has schema version 3; this dtp-deploy reads up to 2. Install a newer dtp-deploy."
     )
 
 

@@ -17,6 +17,7 @@ from dtp_deploy.report import Report, hide_home, read_report
 from dtp_deploy.report.privacy import find_private
 from dtp_deploy.report.schema import (
     Basis,
+    BlockEntry,
     BudgetEntry,
     GroupEntry,
     LatencyEntry,
@@ -41,6 +42,7 @@ PARTS: tuple[type[BaseModel], ...] = (
     ModelEntry,
     GroupEntry,
     LayerEntry,
+    BlockEntry,
     ParityEntry,
     PassEntry,
     StageEntry,
