@@ -336,7 +336,7 @@ def test_layers_that_share_a_weight_keep_their_channels(data: Dataset, tmp_path:
 def test_a_target_that_is_missing_and_predicts_nothing_is_refused_before_training(
     dense: nn.Module, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dtp_deploy.pipeline.prove", None)  # not even the groups are looked for
+    monkeypatch.setattr("dtp_deploy.pipeline.find_prunable", None)  # not even the groups are looked for
     with pytest.raises(TargetError, match=r"^Target 'ssh' needs the name of a board: give --host user@board\.$"):
         compress(dense, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", target="ssh")
     assert list(tmp_path.iterdir()) == []

@@ -134,10 +134,8 @@ def test_what_was_decided_about_a_latency_is_kept_and_not_found_out_again(
     run(out=tmp_path / "whole")
     out = tmp_path / "out"
     with pytest.raises(CutOff):
-        run(out=out, checkpoint_minutes=0.0, progress=StopsAt("masks", 5, cut))
+        run(out=out, checkpoint_minutes=0.0, progress=StopsAt("fine-tuning", 3, cut))
     monkeypatch.setattr(limits, "learn_table", None)
-    with pytest.raises(CutOff):
-        run(out=out, checkpoint_minutes=0.0, progress=StopsAt("fine-tuning", 3, cut), resume=True)
     monkeypatch.setattr(granularity, "close_loop", None)
     report = run(out=out, resume=True)
     assert report.budget.met

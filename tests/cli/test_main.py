@@ -136,8 +136,10 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_removes_what_it_wrote(tmp_path: Path, number: signal.Signals, code: int) -> None:
     script = (
-        "import sys, time, dtp_deploy.target\nfrom pathlib import Path\nfrom dtp_deploy.artefact import open_artefact\n"
+        "import signal, sys, time, dtp_deploy.target\nfrom pathlib import Path\n"
+        "from dtp_deploy.artefact import open_artefact\n"
         "from dtp_deploy_cli.main import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "out = Path(sys.argv.pop())\n"
         "def wait():\n"
         "    with open_artefact(out) as partial:\n"
