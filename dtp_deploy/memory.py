@@ -1,4 +1,4 @@
-"""The memory of a part of a run, as the system and the device count it."""
+"""The memory of a part of a run: what the system and the device count, and what training keeps."""
 
 import ctypes
 import resource
@@ -23,8 +23,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Within the block freed memory stays with the process; at its end it goes back to the system.
 
     Every training step allocates and frees activations of some megabytes. glibc gives such blocks back at once, and the
-    next step has all of their pages mapped and cleared anew (`benchmarks/RESULTS.md`). The thresholds
-    stay set, since glibc cannot tell what they were. Other C libraries are left alone.
+    next step has all of their pages mapped and cleared anew (`benchmarks/RESULTS.md`). The thresholds stay set, since
+    glibc cannot tell what they were. Other C libraries are left alone.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

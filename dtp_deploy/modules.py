@@ -47,6 +47,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """The model as a graph, in evaluation mode. Traced with zeros, because the program keeps what it was traced with.
+
+    What PyTorch cannot trace raises errors of its many classes.
+    """
+    with evaluating(model), torch.no_grad():
+        return torch.export.export(model, tuple(torch.zeros_like(tensor) for tensor in inputs), strict=False)
+
+
 def rows_of(value: Any, rows: slice) -> Any:  # noqa: ANN401 - inputs, or the targets of a user's own loader
     """Some samples of a batch: the rows of every tensor in tuples, lists and dicts; anything else as it is.
 

@@ -16,6 +16,7 @@ from dtp_deploy.export.onnx import export_onnx
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.timing import is_predicted, time_models
 from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, make_plan, remove_channels
 from dtp_deploy.prune.choice import allowed_widths
 from dtp_deploy.prune.plan import fingerprint_of
@@ -49,18 +50,19 @@ def smallest_plan(model: nn.Module, groups: Groups, round_to: int = 1) -> Prunin
     return make_plan(groups, kept, fingerprint_of(model))
 
 
-def latency_reach(files: Mapping[str, Path], target: TargetSpec, budget: Budget) -> Reach:
+def latency_reach(files: Mapping[str, Path], target: TargetSpec, budget: Budget, progress: Progress = SILENT) -> Reach:
     """The latencies of ONNX models called "dense" and "smallest", measured for a short time, or predicted.
 
     Args:
         files: both.
         target: where they run.
         budget: of kind "latency"; its statistic is what counts.
+        progress: told of builds that take a while.
 
     Raises:
         TargetError: the target can neither measure here nor predict, or it failed.
     """
-    reports = time_models(files, target, _QUICKLY)
+    reports = time_models(files, target, _QUICKLY, progress)
     basis = "predicted" if is_predicted(reports["dense"]) else "measured"
     dense, smallest = (budget.latency_of(reports[name]) for name in ("dense", "smallest"))
     return Reach("latency", UNITS["latency"], dense, smallest, basis)

@@ -123,7 +123,7 @@ def rehearse(job: Job, progress: Progress = SILENT) -> DryRun:
     with progress.task("groups"):
         groups = find_prunable(model, job.inputs, job.settings, progress)
     with progress.task("budget"), tempfile.TemporaryDirectory() as folder:
-        reach, unknown = _reach(job, groups, Path(folder))
+        reach, unknown = _reach(job, groups, Path(folder), progress)
     notes = [f"What a latency budget can reach is not known. {unknown}"] if unknown else []
     return _dry_run(
         order,
@@ -179,7 +179,7 @@ def _dry_run(
     )
 
 
-def _reach(job: Job, groups: Groups, folder: Path) -> tuple[tuple[Reach, ...], str]:
+def _reach(job: Job, groups: Groups, folder: Path, progress: Progress) -> tuple[tuple[Reach, ...], str]:
     """What every kind of budget can reach; and why that is not known of latency, or ""."""
     plan = smallest_plan(job.model, groups, job.settings.masks.round_to)
     forms = {"dense": copy.deepcopy(job.model), "smallest": remove_channels(job.model, plan)}
@@ -201,7 +201,7 @@ def _reach(job: Job, groups: Groups, folder: Path) -> tuple[tuple[Reach, ...], s
     latency = next((one for one in job.budgets if one.kind == "latency"), Budget("latency", 1.0, relative=True))
     paths = {name: delivery.path for name, delivery in zip(forms, files, strict=True)}
     try:
-        return (*counted, latency_reach(paths, job.order.target, latency)), ""
+        return (*counted, latency_reach(paths, job.order.target, latency, progress)), ""
     except TargetError as error:
         return tuple(counted), str(error)
 

@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from dtp_deploy.loading import Dataset, load_data
+
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -18,3 +20,11 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 def seed() -> None:
     """Start each test from the same state of PyTorch's generator, in whatever order the tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data() -> Dataset:
+    """Real data that is always there: scikit-learn's digits."""
+    digits = load_data("digits")
+    assert isinstance(digits, Dataset)
+    return digits

@@ -18,7 +18,7 @@ from dtp_deploy import pipeline
 from dtp_deploy.budget import Budget, parse_budget
 from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError
 from dtp_deploy.latency import structures, verdict
-from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.prune.schedule import Solver
 from dtp_deploy.report import Report, read_report
@@ -28,13 +28,6 @@ from examples.digits_cnn import make_model
 
 QUICKLY = MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0)
 compress = partial(dtp_deploy.compress, measuring=QUICKLY)
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    digits = load_data("digits")
-    assert isinstance(digits, Dataset)
-    return digits
 
 
 @pytest.fixture(scope="module")

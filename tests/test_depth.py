@@ -16,7 +16,7 @@ import dtp_deploy
 from dtp_deploy.artefact import read_plan
 from dtp_deploy.budget import parse_budget
 from dtp_deploy.errors import GraphError, StoppedError, UsageError
-from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.report import Report
 from dtp_deploy.testing.blocks import BasicBlock, conv_bn
@@ -42,13 +42,6 @@ def make_model() -> nn.Module:
             if layer.bias is not None:
                 nn.init.constant_(layer.bias, 0.1)
     return model
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    digits = load_data("digits")
-    assert isinstance(digits, Dataset)
-    return digits
 
 
 @pytest.fixture(scope="module")

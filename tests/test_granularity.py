@@ -18,7 +18,7 @@ from dtp_deploy.budget import Budget, Granularity, parse_budget
 from dtp_deploy.cost import count_parameters
 from dtp_deploy.errors import ParityError, UsageError
 from dtp_deploy.export.zeros import most_of_four
-from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.report import Report, render_markdown, summary_rows
 from dtp_deploy.train import Settings
@@ -42,13 +42,6 @@ def make_model() -> nn.Module:
         nn.Flatten(),
         nn.Linear(128, 10),
     )
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    digits = load_data("digits")
-    assert isinstance(digits, Dataset)
-    return digits
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from dtp_deploy import granularity, limits
 from dtp_deploy.budget import Budget
 from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import InputError, StoppedError, UsageError
-from dtp_deploy.loading import Dataset, load_data
+from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.prune import MaskSettings
 from dtp_deploy.train import Settings
@@ -54,13 +54,6 @@ class StopsAt:
 
 def cut() -> None:
     raise CutOff
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    digits = load_data("digits")
-    assert isinstance(digits, Dataset)
-    return digits
 
 
 @pytest.fixture(scope="module")

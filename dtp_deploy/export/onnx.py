@@ -19,7 +19,7 @@ from dtp_deploy.errors import GraphError
 from dtp_deploy.export.files import MAX_ONNX_BYTES, serialise, too_large, write_atomically
 from dtp_deploy.export.quiet import first_line, held_back
 from dtp_deploy.export.translations import translations_kept
-from dtp_deploy.modules import Inputs, as_inputs, evaluating, flatten_outputs, shapes_of
+from dtp_deploy.modules import Inputs, as_inputs, capture, evaluating, flatten_outputs, shapes_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -91,15 +91,6 @@ def default_input_names(count: int) -> list[str]:
     (['input'], ['input_0', 'input_1'])
     """
     return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
-
-
-def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """The model as a graph, in evaluation mode. Traced with zeros, because the program keeps what it was traced with.
-
-    What PyTorch cannot trace raises errors of its many classes.
-    """
-    with evaluating(model), torch.no_grad():
-        return torch.export.export(model, tuple(torch.zeros_like(tensor) for tensor in inputs), strict=False)
 
 
 def _name_values(graph: onnx_ir.Graph, inputs: list[str], outputs: list[str]) -> None:

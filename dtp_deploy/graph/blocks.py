@@ -18,7 +18,7 @@ from torch.fx import Node
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph.frozen import check_patterns, why_frozen
 from dtp_deploy.graph.groups import ResidualBlock, is_inside
-from dtp_deploy.modules import Inputs, as_inputs, evaluating, shapes_of
+from dtp_deploy.modules import Inputs, as_inputs, capture, shapes_of
 
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
@@ -71,9 +71,9 @@ class _Graph:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         try:
-            with warnings.catch_warnings(), evaluating(model), torch.no_grad():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(model, inputs, strict=False)
+                program = capture(model, inputs)
         except Exception as error:  # torch.export raises errors of its many classes
             raise GraphError(
                 f"The residual blocks of {type(model).__name__} could not be found, because torch.export cannot "

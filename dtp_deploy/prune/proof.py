@@ -7,7 +7,7 @@ What fails is frozen, with the reason, so that no removal that was not seen to b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -93,10 +93,13 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
             f"{type(model).__name__} has nothing to prune: all {len(result)} channel groups are frozen ({reasons}). "
             f"{advice}"
         )
-    return replace(result, blocks=_proven_blocks(trial, result))
+    if not result.blocks:
+        return result
+    with progress.task("proof of blocks", total=len(result.blocks)) as advance:
+        return replace(result, blocks=_proven_blocks(trial, result, advance))
 
 
-def _proven_blocks(trial: _Trial, groups: Groups) -> tuple[ResidualBlock, ...]:
+def _proven_blocks(trial: _Trial, groups: Groups, advance: Callable[[], None]) -> tuple[ResidualBlock, ...]:
     """The residual blocks, each tried on its own and then with those before it and all groups around them."""
     proven: list[ResidualBlock] = []
     for block in groups.blocks:
@@ -111,6 +114,7 @@ def _proven_blocks(trial: _Trial, groups: Groups) -> tuple[ResidualBlock, ...]:
             if (why := trial.failure(around, removed)) is not None:
                 reason = f"together with other removals {why}"
         proven.append(replace(block, kept_because=reason))
+        advance()
     return tuple(proven)
 
 

@@ -15,7 +15,7 @@ from dtp_deploy.budget import Budget, parse_budget
 from dtp_deploy.cost import ChannelCount, count_macs, count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.export.delivery import deliver
-from dtp_deploy.graph import find_blocks, find_groups
+from dtp_deploy.graph import Groups, find_blocks, find_groups
 from dtp_deploy.latency import close_loop, explain_deviations, learn, structures, verdict
 from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits
 from dtp_deploy.profile import LatencyReport
@@ -26,6 +26,16 @@ from dtp_deploy.testing.blocks import BasicBlock, conv_bn
 from dtp_deploy.testing.zoo import randomise
 
 
+def workbench(model: nn.Module, x: torch.Tensor, groups: Groups, folder: Path) -> Workbench:
+    batches = [{"input": x.numpy()}]
+    dense: Any = SimpleNamespace(
+        delivery=deliver(model, (x,), folder / "dense.onnx", batches, "dense"),
+        macs=count_macs(model, x),
+        params=count_parameters(model),
+    )
+    return Workbench(model, groups, dense, batches, folder, TargetSpec("formula_targets:Formula"))
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     model = nn.Sequential(
@@ -33,14 +43,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     )
     randomise(model, 0).eval()
     x = torch.randn(1, 3, 8, 8)
-    folder = tmp_path_factory.mktemp("scratch")
-    batches = [{"input": x.numpy()}]
-    dense: Any = SimpleNamespace(
-        delivery=deliver(model, (x,), folder / "dense.onnx", batches, "dense"),
-        macs=count_macs(model, x),
-        params=count_parameters(model),
-    )
-    return Workbench(model, find_groups(model, x), dense, batches, folder, TargetSpec("formula_targets:Formula"))
+    return workbench(model, x, find_groups(model, x), tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(autouse=True)
@@ -165,15 +168,8 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), *(BasicBlock(8, 8) for _ in range(3)), *tail)
     randomise(model, 0)
     x = torch.randn(1, 3, 8, 8)
-    folder = tmp_path_factory.mktemp("scratch")
-    batches = [{"input": x.numpy()}]
-    dense: Any = SimpleNamespace(
-        delivery=deliver(model, (x,), folder / "dense.onnx", batches, "dense"),
-        macs=count_macs(model, x),
-        params=count_parameters(model),
-    )
     groups = prove(model, replace(find_groups(model, x), blocks=find_blocks(model, x)))
-    return Workbench(model, groups, dense, batches, folder, TargetSpec("formula_targets:Formula"))
+    return workbench(model, x, groups, tmp_path_factory.mktemp("scratch"))
 
 
 def test_without_a_block_every_limit_costs_what_the_network_without_it_costs(deep: Workbench) -> None:
