@@ -1,7 +1,9 @@
 """Proof of a removal: masking some units at their readers and removing them must give the same outputs.
 
-Every group is tried on its own, then all of them together; residual blocks likewise, where removing them was asked for.
-What fails is frozen, with the reason, so that no removal that was not seen to be exact is ever made.
+All groups are tried at once. Where the outputs agree, every group that had a say in them is proven: one whose units
+reach the outputs through each of its readers could not have differed unseen. Where they do not, halves are tried, down
+to single groups. What fails is frozen, with the reason, so that no removal that was not seen to be exact is ever made.
+Residual blocks are tried one by one, where removing them was asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import ChannelGroup, Groups, ResidualBlock, tensor_by_name
 from dtp_deploy.graph.frozen import is_by_hand
-from dtp_deploy.graph.groups import index_tensor
+from dtp_deploy.graph.groups import TensorSlice, index_tensor
 from dtp_deploy.modules import Inputs, flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune.plan import BlockChoice, fingerprint_of, make_plan
@@ -27,6 +29,10 @@ _SHARE = 0.3
 """Share of a group's units that a trial removes."""
 _DRAWS = 8
 """How many inputs and choices of units are tried until one has an effect; behind a ReLU a few units may all be dead."""
+_FEW = 2
+"""So many groups are tried one by one at once."""
+_SAY = 1e-5
+"""Least effect on the outputs by which a group is proven among others: far above what of its error would be allowed."""
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest relative difference of an agreeing pair of outputs, by the precision that the trial could run in."""
 
@@ -40,17 +46,22 @@ def masked(model: nn.Module, groups: Iterable[ChannelGroup], kept_units: Mapping
             for group in groups:
                 if group.name not in kept_units:
                     continue
-                gone = set(range(group.units)) - set(kept_units[group.name])
                 for piece in group.readers:
                     tensor = tensor_by_name(model, piece.tensor)
                     saved.setdefault(piece.tensor, tensor.detach().clone())
-                    indices = torch.isin(index_tensor(piece), torch.tensor(sorted(gone), dtype=torch.int64))
-                    tensor.index_fill_(piece.dim, indices.nonzero().flatten().to(tensor.device), 0.0)
+                    gone = _gone(group, piece, kept_units[group.name])
+                    tensor.index_fill_(piece.dim, gone.to(tensor.device), 0.0)
         yield
     finally:
         with torch.no_grad():
             for name, value in saved.items():
                 tensor_by_name(model, name).copy_(value)
+
+
+def _gone(group: ChannelGroup, piece: TensorSlice, kept: Sequence[int]) -> Tensor:
+    """Where along its dimension a tensor's slice belongs to units that are not kept."""
+    units = torch.tensor(sorted(set(range(group.units)) - set(kept)), dtype=torch.int64)
+    return torch.isin(index_tensor(piece), units).nonzero().flatten()
 
 
 def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress = SILENT) -> Groups:
@@ -72,12 +83,11 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
         GraphError: no group is left that may be pruned.
     """
     trial = _Trial(model, groups.inputs, seed)
-    proven: list[ChannelGroup] = []
     with progress.task("proof", total=len(groups)) as advance:
-        for group in groups:
-            reason = group.frozen_because or trial.failure([group])
-            proven.append(replace(group, frozen_because=reason))
+        for _ in groups.frozen:
             advance()
+        failures = trial.failures(groups.prunable, advance)
+    proven = [replace(group, frozen_because=failures.get(group.name, group.frozen_because)) for group in groups]
     together = replace(groups, all=tuple(proven))
     if together.prunable and trial.failure(together.prunable) is not None:
         proven = _one_after_the_other(trial, proven)
@@ -147,6 +157,66 @@ class _Trial:
             self.dtype = torch.float32
             self.model.to(self.dtype)
             self._draw_inputs()
+
+    def failures(self, tried: Sequence[ChannelGroup], advance: Callable[[], None]) -> dict[str, str | None]:
+        """Why each group cannot be pruned, or None, by its name."""
+        proven = self._proven_at_once(tried) if len(tried) > _FEW else frozenset()
+        if proven is None:
+            half = len(tried) // 2
+            return self.failures(tried[:half], advance) | self.failures(tried[half:], advance)
+        found: dict[str, str | None] = {}
+        for group in tried:
+            found[group.name] = None if group.name in proven else self.failure([group])
+            advance()
+        return found
+
+    def _proven_at_once(self, tried: Sequence[ChannelGroup]) -> frozenset[str] | None:
+        """The groups that one removal of units of all of them proves, by name; None if masking and removing disagree.
+
+        In float64 only: in float32 what one group does among many may be too small to be told from rounding.
+        """
+        if self.dtype != torch.float64:
+            return frozenset()
+        kept = {group.name: self._some_units(group) for group in tried}
+        try:
+            wanted, heard = self._heard(tried, kept)
+        except Exception:  # no gradients: the model works in place, or cuts them off
+            return frozenset()
+        try:
+            found = outputs_of(remove_channels(self.model, make_plan(tried, kept, self.fingerprint)), self.inputs)
+        except Exception:  # the halves will say which group it is, and why
+            return None
+        if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
+            return None
+        return heard if relative_difference(wanted, found) <= TOLERANCES[self.dtype] else None
+
+    def _heard(
+        self, tried: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+    ) -> tuple[list[Tensor], frozenset[str]]:
+        """The masked outputs, and the groups whose masked units would change them through every one of their readers.
+
+        That is the slope of a random sum of the outputs, each divided by its largest value, by the masks.
+        """
+        pieces = [(group, piece) for group in tried for piece in group.readers]
+        readers = {piece.tensor: tensor_by_name(self.model, piece.tensor).requires_grad_() for _, piece in pieces}
+        whole = [readers[piece.tensor].detach().clone() for _, piece in pieces]
+        with masked(self.model, tried, kept), torch.enable_grad():
+            wanted = flatten_outputs(self.model(*self.inputs))
+            sums = [self._random_sum(output) for output in wanted if output.requires_grad and output.numel() > 0]
+            found = torch.autograd.grad(sums, list(readers.values()), allow_unused=True)
+        slopes = dict(zip(readers, found, strict=True))
+        silent = set()
+        for (group, piece), weight in zip(pieces, whole, strict=True):
+            slope = slopes[piece.tensor]
+            units = _gone(group, piece, kept[group.name]).to(weight.device)
+            said = 0.0 if slope is None else float((slope * weight).index_select(piece.dim, units).sum().abs())
+            if not said > _SAY:
+                silent.add(group.name)
+        return [output.detach() for output in wanted], frozenset(group.name for group in tried) - silent
+
+    def _random_sum(self, output: Tensor) -> Tensor:
+        weights = torch.randn(output.shape, generator=self.generator).to(output)
+        return (output * weights).sum() / output.detach().abs().max().clamp_min(1e-30)
 
     def failure(self, tried: Sequence[ChannelGroup], blocks: Sequence[ResidualBlock] = ()) -> str | None:
         """Why the tried groups cannot be pruned and the blocks removed, or None if masking and removing agree."""

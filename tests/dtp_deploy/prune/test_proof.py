@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import find_groups
-from dtp_deploy.prune import prove
+from dtp_deploy.prune import proof, prove, remove_channels
 from dtp_deploy.prune.proof import perturbed, relative_difference
 from dtp_deploy.testing.zoo import ZOO, randomise
 
@@ -157,6 +158,87 @@ def test_a_model_with_nothing_to_prune_says_why():
         "layer with weights reads its channels, as with an output of the model). Give a model in which a layer with "
         "weights reads another layer's channels."
     )
+
+
+# ---- many groups at once -------------------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """Twelve convolutions one after the other; behind those at `places` stands something harmful."""
+
+    def __init__(self, places, between) -> None:
+        super().__init__()
+        widths = [3, *[8] * 12]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
+        self.places, self.between = places, between
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, conv in enumerate(self.convs):
+            x = torch.tanh(conv(x))
+            if number in self.places:
+                x = self.between(x)
+        return x
+
+
+def count_trials(monkeypatch):
+    tried = []
+
+    def remove(model, plan):
+        tried.append(len(plan.groups))
+        return remove_channels(model, plan)
+
+    monkeypatch.setattr(proof, "remove_channels", remove)
+    return tried
+
+
+def test_groups_that_hold_are_proven_at_once(monkeypatch):
+    tried = count_trials(monkeypatch)
+    assert list(reasons(randomise(Chain((), None), 0)).values())[:-1] == [None] * 11
+    assert tried == [11, 11]
+
+
+@pytest.mark.parametrize("places", [(0,), (4,), (10,), (2, 7)])
+def test_halves_find_the_group_that_does_not_hold(places, monkeypatch):
+    tried = count_trials(monkeypatch)
+    found = reasons(randomise(Chain(places, lambda y: y - y.mean(dim=1, keepdim=True)), 0))
+    for number in range(11):
+        if number in places:
+            assert re.fullmatch(DIFFERENT, found[f"convs.{number}"])
+        else:
+            assert found[f"convs.{number}"] is None
+    assert len(tried) <= 16
+
+
+def test_a_group_without_a_say_among_the_others_is_tried_alone(monkeypatch):
+    tried = count_trials(monkeypatch)
+    model = randomise(Chain((6,), lambda y: y * 1e-7), 0)
+    for conv in model.convs:
+        nn.init.zeros_(conv.bias)
+    assert reasons(model)["convs.6"] is None
+    assert tried[0] == 11
+    assert tried.count(1) > 0
+
+
+def test_a_step_without_a_slope_leaves_the_groups_before_it_to_be_tried_alone(monkeypatch):
+    tried = count_trials(monkeypatch)
+    assert list(reasons(randomise(Chain((5,), lambda y: (8 * y).round()), 0)).values())[:-1] == [None] * 11
+    assert tried == [11, *[1] * 5, 11]
+
+
+@pytest.mark.parametrize("entry", ZOO.values(), ids=ZOO)
+def test_at_once_and_one_by_one_agree(entry, monkeypatch):
+    model = entry.model()
+    groups = find_groups(model, entry.inputs())
+
+    def found():
+        try:
+            return [group.frozen_because is None for group in prove(model, groups)]
+        except GraphError:
+            return "nothing to prune"
+
+    at_once = found()
+    monkeypatch.setattr(proof, "_FEW", 10**6)
+    assert at_once == found()
 
 
 def test_the_trial_runs_on_a_perturbed_copy():
