@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ablations import CHANGED, LEARNED
 from benchmarks.classifiers import CLASSIFIERS, accuracy, base_model
 from benchmarks.pruners import METHODS, STRENGTHS, Job, prune
 from dtp_deploy import find_groups, prove
@@ -258,7 +259,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="an .npz in the format of compress, or digits")
     parser.add_argument("--models", nargs="+", choices=list(CLASSIFIERS), default=list(CLASSIFIERS))
     parser.add_argument("--budgets", nargs="+", type=float, default=[50.0, 25.0, 10.0], help="percent of the MACs")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    usual = [method for method in METHODS if method not in CHANGED | LEARNED or method == "dtp-sinkhorn-1"]
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=usual, help="by default all but the ablations"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="in all, whatever a method does in them")
     parser.add_argument("--base-epochs", type=int, default=12)

@@ -13,13 +13,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks.ablations import CHANGED, LEARNED, as_usual
 from benchmarks.classifiers import accuracy
 from dtp_deploy import ChannelMasks, parse_budget, remove_channels
 from dtp_deploy.cost import macs_cost, macs_per_sample
 from dtp_deploy.graph import Groups
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.loading import Dataset
-from dtp_deploy.prune import MaskSettings, make_plan
+from dtp_deploy.prune import make_plan
 from dtp_deploy.prune.choice import allowed_widths, choose_channels, even_widths, uniform_ratio
 from dtp_deploy.prune.importance import l2
 from dtp_deploy.prune.plan import fingerprint_of
@@ -70,6 +71,7 @@ Reducer = Callable[[Job, Trainer], nn.Module]
 
 def prune(method: str, job: Job) -> Outcome:
     """Prune by a method and fine-tune: the same number of steps in all, whatever the method does before removal."""
+    job = replace(job, settings=CHANGED.get(method, lambda settings: settings)(job.settings))
     torch.manual_seed(job.settings.seed)
     stream = job.data.train(job.settings.batch_size, job.settings.seed, job.settings.augment)
     trainer = Trainer(stream, CLASSIFICATION, job.settings, copy.deepcopy(job.base).eval().requires_grad_(False))
@@ -90,16 +92,17 @@ def _student(job: Job) -> nn.Module:
 # ---- differentiable transportation ----------------------------------------------------------------------------------
 
 
-def _dtp(job: Job, trainer: Trainer, masks_settings: MaskSettings | None = None) -> nn.Module:
+def _dtp(job: Job, trainer: Trainer, learning: str = "") -> nn.Module:
     student = _student(job)
     masks = ChannelMasks(
         student,
         job.groups,
         parse_budget("macs", f"{100 * job.share:g}%"),
         steps=trainer.mask_steps,
-        settings=masks_settings if masks_settings is not None else job.settings.masks,
+        settings=job.settings.masks,
     )
-    trainer.run(student, trainer.mask_steps, masks.step, forget=masks.zero_grad)
+    with LEARNED.get(learning, as_usual)(student, masks) as after_step:
+        trainer.run(student, trainer.mask_steps, after_step, forget=masks.zero_grad)
     return remove_channels(student, masks.harden())
 
 
@@ -222,7 +225,8 @@ def _scratch(job: Job, trainer: Trainer) -> nn.Module:
 
 METHODS: dict[str, Reducer] = {
     "dtp": _dtp,
-    "dtp-sinkhorn-1": partial(_dtp, masks_settings=MaskSettings(solver="sinkhorn-1")),
+    **dict.fromkeys(CHANGED, _dtp),
+    **{name: partial(_dtp, learning=name) for name in LEARNED},
     "random": _random,
     "l2-uniform": partial(_l2, uniform=True),
     "l2-global": partial(_l2, uniform=False),

@@ -1,0 +1,113 @@
+"""`dtp` with one of its parts taken out or changed, as methods for `benchmarks.accuracy`.
+
+python -m benchmarks.accuracy --data fashion.npz --stem-stride 2 --budgets 10 --methods dtp dtp-no-floor dtp-adam
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager as Context
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dtp_deploy import ChannelMasks
+from dtp_deploy.prune.learning import ScoreLearner
+from dtp_deploy.train import Settings
+
+AfterStep = Callable[[], None]
+
+
+def _masks(**changes: object) -> Callable[[Settings], Settings]:
+    return lambda settings: replace(settings, masks=replace(settings.masks, **changes))  # type: ignore[arg-type]
+
+
+def _run(**changes: object) -> Callable[[Settings], Settings]:
+    return lambda settings: replace(settings, **changes)  # type: ignore[arg-type]
+
+
+CHANGED: dict[str, Callable[[Settings], Settings]] = {
+    "dtp-sinkhorn-1": _masks(solver="sinkhorn-1"),
+    "dtp-fixed-scores": _masks(score_rate=0.0),
+    "dtp-uniform-start": _masks(scores="uniform"),
+    "dtp-at-once": _masks(budget_reached=1e-6),
+    "dtp-no-floor": _masks(floor_share=0.0),
+    "dtp-floor-0.9": _masks(floor_share=0.9),
+    "dtp-mask-15": _run(mask_share=0.15),
+    "dtp-mask-60": _run(mask_share=0.6),
+    "dtp-no-distill": _run(distill=False),
+}
+"""What becomes of the settings of a run."""
+
+
+class _Adam(ScoreLearner):
+    """Scores that Adam moves: every one as fast as any other."""
+
+    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
+        if step == 0:
+            self._adam = torch.optim.Adam([self.scores])
+        (self.scores.grad,) = torch.autograd.grad(masks, self.scores, gradient)
+        self._adam.param_groups[0]["lr"] = self.settings.rate_at(progress)
+        self._adam.step()
+
+
+@contextmanager
+def _by_adam(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
+    masks._learner = _Adam(masks.scores, masks.settings)
+    yield masks.step
+
+
+@contextmanager
+def _straight_through(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
+    """Hard masks forward, the soft ones' gradient backward."""
+
+    def step() -> None:
+        masks.step()
+        with torch.no_grad():
+            for tensor in masks._in_model():
+                tensor.copy_((tensor >= 0.5).to(tensor))
+
+    yield step
+
+
+@contextmanager
+def _running_statistics(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
+    """BatchNorm by its running statistics, which follow the batches: then scaling all masks of a group shows."""
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def forward(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if norm.training:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+                norm.running_mean.lerp_(mean, 0.1)
+                norm.running_var.lerp_(variance, 0.1)
+        # Copies: the next batch changes the statistics, and the gradient of this one needs them.
+        statistics = norm.running_mean.clone(), norm.running_var.clone()
+        return functional.batch_norm(x, *statistics, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+    for norm in norms:
+        norm.forward = partial(forward, norm)  # type: ignore[method-assign]
+    try:
+        yield masks.step
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+LEARNED: dict[str, Callable[[nn.Module, ChannelMasks], Context[AfterStep]]] = {
+    "dtp-adam": _by_adam,
+    "dtp-straight-through": _straight_through,
+    "dtp-running-statistics": _running_statistics,
+}
+"""How masks are learned in place of the usual way; the context gives what is called after every step."""
+
+
+def as_usual(student: nn.Module, masks: ChannelMasks) -> Context[AfterStep]:
+    """The default of `LEARNED`."""
+    return nullcontext(masks.step)
