@@ -2,8 +2,8 @@
 together. Who fills them in is not asked here.
 
 A table holds the time of a layer over its numbers of input and output channels. Between the points of its grid the
-time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase the grid lies on the
-edges of the steps, and only those widths are chosen in the end.
+time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase it is so between the
+widths that each is worth, and only edges of steps are chosen in the end.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dtp_deploy.cost.stairs import EVEN, Staircase, Stairs
 from dtp_deploy.graph import ChannelGroup
 
 Floats = npt.NDArray[np.float64]
 
+_EXCESS = 0.03
+"""How much dearer than a mix of other widths one may be, as a share of what its units cost in proportion."""
 _RISE = 1e-3
 """Share of the dense latency that the envelope adds for all groups together, so that no width is free of charge."""
 
@@ -114,13 +118,13 @@ class LatencyCost:
     """Milliseconds of a network as a function of the widths, with its gradient: a `WidthFunction`.
 
     As called it is a continuous envelope that rises with every width, to train against. `exact` is what the target is
-    believed to take: widths between two steps of the staircase cost what the upper one costs.
+    believed to take: every width costs what it is worth on the target's staircase.
 
     Args:
         layers: all timed layers of the network, at least one.
         units: units of each prunable group in the dense model, [G,].
         constant_ms: time that no width changes.
-        steps: the target's preferred multiples of input and of output channels.
+        stairs: of the target.
         spill: of the weights of all layers together; none by default.
     """
 
@@ -129,25 +133,25 @@ class LatencyCost:
         layers: Sequence[TimedLayer],
         units: Sequence[int],
         constant_ms: float,
-        steps: tuple[int, int] = (1, 1),
+        stairs: Stairs = EVEN,
         spill: Spill | None = None,
     ) -> None:
-        self.layers, self.constant_ms, self.steps = tuple(layers), constant_ms, steps
+        self.layers, self.constant_ms, self.stairs = tuple(layers), constant_ms, stairs
         self.spill = spill or Spill((0.0,) * len(self.layers), 0.0, 0.0)
         self._weights_each = torch.tensor(self.spill.each, dtype=torch.float64)
         self._units = torch.tensor([float(count) for count in units], dtype=torch.float64)
         self._sides = (
-            _Side([(layer.inputs, layer.time.inputs) for layer in layers]),
-            _Side([(layer.outputs, layer.time.outputs) for layer in layers]),
+            _Side([(layer.inputs, layer.time.inputs) for layer in layers], stairs[0]),
+            _Side([(layer.outputs, layer.time.outputs) for layer in layers], stairs[1]),
         )
-        rows, columns = (side.grid.shape[1] for side in self._sides)
+        rows, columns = (side.length for side in self._sides)
         # Grids have different lengths; a table is continued with its last row and column, which nothing reaches.
         self._ms = torch.stack([_padded(layer.time.ms, rows, columns) for layer in layers])
         self._rise = torch.zeros_like(self._units)
         self._rise = _RISE * float(self(self._units)[0]) / (len(units) * self._units)
 
     def __call__(self, widths: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self._value([side.channels(widths) for side in self._sides])
+        value, gradient = self._value(widths)
         return value + self._rise @ widths, gradient + self._rise
 
     def without(self, places: Collection[int]) -> LatencyCost:
@@ -155,15 +159,11 @@ class LatencyCost:
         kept = [place for place in range(len(self.layers)) if place not in places]
         spill = replace(self.spill, each=tuple(self.spill.each[place] for place in kept))
         units = [int(count) for count in self._units.tolist()]
-        return LatencyCost([self.layers[place] for place in kept], units, self.constant_ms, self.steps, spill)
+        return LatencyCost([self.layers[place] for place in kept], units, self.constant_ms, self.stairs, spill)
 
     def exact(self, widths: Tensor) -> float:
         """Milliseconds at whole widths, [G,], float64, each layer on its step of the staircase."""
-        channels = [
-            _round_up(side.channels(widths), step, side.largest)
-            for side, step in zip(self._sides, self.steps, strict=True)
-        ]
-        return float(self._value(channels)[0])
+        return float(self._value(widths, stepped=True)[0])
 
     def to_json(self) -> str:
         """As text; `from_json` gives an equal function."""
@@ -172,7 +172,7 @@ class LatencyCost:
                 "layers": [asdict(layer) for layer in self.layers],
                 "units": [int(count) for count in self._units.tolist()],
                 "constant_ms": self.constant_ms,
-                "steps": self.steps,
+                "stairs": [asdict(stairs) for stairs in self.stairs],
                 "spill": asdict(self.spill),
             }
         )
@@ -193,13 +193,16 @@ class LatencyCost:
             )
             for layer in raw["layers"]
         ]
-        inputs, outputs = raw["steps"]
+        inputs, outputs = (Staircase(stairs["step"], tuple(stairs["worth"])) for stairs in raw["stairs"])
         spill = Spill(tuple(raw["spill"]["each"]), raw["spill"]["capacity"], raw["spill"]["ms"])
         return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs), spill)
 
-    def _value(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        value, gradient = self._interpolate(channels)
-        inputs, outputs = channels
+    def _value(self, widths: Tensor, stepped: bool = False) -> tuple[Tensor, Tensor]:
+        channels = [side.channels(widths) for side in self._sides]
+        value, gradient = self._interpolate(channels, stepped)
+        inputs, outputs = (
+            [side.up(each) for side, each in zip(self._sides, channels, strict=True)] if stepped else channels
+        )
         excess = (self._weights_each * inputs * outputs).sum() - self.spill.capacity
         if excess > 0:
             by_input, by_output = self._weights_each * outputs, self._weights_each * inputs
@@ -207,9 +210,9 @@ class LatencyCost:
             value, gradient = value + self.spill.ms * excess, gradient + self.spill.ms * slopes
         return value, gradient
 
-    def _interpolate(self, channels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _interpolate(self, channels: Sequence[Tensor], stepped: bool) -> tuple[Tensor, Tensor]:
         (row, down, down_slope), (column, right, right_slope) = (
-            side.place(each) for side, each in zip(self._sides, channels, strict=True)
+            side.place(each, stepped) for side, each in zip(self._sides, channels, strict=True)
         )
         layer = torch.arange(len(self._ms))
         a, b = self._ms[layer, row, column], self._ms[layer, row, column + 1]
@@ -223,22 +226,46 @@ class LatencyCost:
     def preferred_widths(self) -> list[tuple[int, ...]]:
         """For every prunable group the numbers of units that are worth having, ascending; the full one is the last.
 
-        A width is left out where a larger one is not slower, all other groups full: there, pruning would only cost
-        accuracy. That gives the steps of the staircase, and all of a layer whose time does not fall at all.
+        All other groups are full. A width is left out where a larger one is not slower: there, pruning would only cost
+        accuracy. That gives the steps of the staircase, and all of a layer whose time does not fall at all. And it is
+        left out where a smaller and a larger width near it, mixed, give as many units for clearly less time.
         """
         preferred = []
         for number, units in enumerate(self._units.tolist()):
             widths = self._units.clone()
-            kept: list[int] = []
+            kept: list[tuple[int, float]] = []
             fastest = float("inf")
             for count in range(int(units), 0, -1):
                 widths[number] = count
                 now = self.exact(widths)
                 if now < fastest * (1 - 1e-9):
-                    kept.append(count)
+                    kept.append((count, now))
                     fastest = now
-            preferred.append(tuple(reversed(kept)))
+            kept.reverse()
+            channels = max(float(side.slopes[:, number].max()) for side in self._sides)
+            period = max(stairs.period for stairs in self.stairs) / max(channels, 1.0)
+            preferred.append(tuple(_worth_their_time(kept, period)))
         return preferred
+
+
+def _worth_their_time(widths: Sequence[tuple[int, float]], period: float) -> list[int]:
+    """Those of some widths and their times that are not much dearer than a mix of two others not a period away.
+
+    Only so near, as a mix of widths far apart is another network, and accuracy is not linear.
+
+    >>> _worth_their_time([(8, 8.0), (16, 16.0), (24, 30.0), (32, 32.0), (40, 40.5)], period=16)
+    [8, 16, 32, 40]
+    """
+    (first, first_ms), (last, last_ms) = widths[0], widths[-1]
+    per_unit = (last_ms - first_ms) / max(last - first, 1)
+    kept = []
+    for place, (count, ms) in enumerate(widths):
+        below = [one for one in widths[:place] if count - one[0] <= period and one[0] > 1]  # nobody wants a single one
+        above = [one for one in widths[place + 1 :] if one[0] - count <= period]
+        mixes = [a + (b - a) * (count - low) / (high - low) for (low, a), (high, b) in product(below, above)]
+        if ms - min(mixes, default=ms) <= _EXCESS * per_unit * count:
+            kept.append(count)
+    return kept
 
 
 class _Side:
@@ -246,35 +273,53 @@ class _Side:
 
     Attributes:
         slopes: shape [L, G].
-        grid: shape [L, K], K >= 2, strictly rising.
-        largest: last real point of each grid, [L,].
+        length: of all grids, K >= 2; shorter ones are continued by what nothing reaches.
     """
 
-    def __init__(self, layers: Sequence[tuple[ChannelSum, tuple[int, ...]]]) -> None:
+    def __init__(self, layers: Sequence[tuple[ChannelSum, tuple[int, ...]]], stairs: Staircase) -> None:
+        self.stairs = stairs
         self.offsets = torch.tensor([channels.offset for channels, _ in layers], dtype=torch.float64)
         self.slopes = torch.tensor([channels.slopes for channels, _ in layers], dtype=torch.float64)
-        length = max(2, *(len(grid) for _, grid in layers))
-        rows = [[*grid, *(grid[-1] + 1 + extra for extra in range(length - len(grid)))] for _, grid in layers]
-        self.grid = torch.tensor(rows, dtype=torch.float64)
-        self.smallest = self.grid[:, 0].clone()
-        self.largest = torch.tensor([float(grid[-1]) for _, grid in layers], dtype=torch.float64)
+        self.length = max(2, *(len(grid) for _, grid in layers))
+        grids = [torch.tensor(grid, dtype=torch.float64) for _, grid in layers]
+        self._grid = self._continued(grids)
+        self._stepped = self._continued([_rising(stairs.effective(grid)) for grid in grids])
+
+    def _continued(self, grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Grids of one length, [L, K], strictly rising, and the last real point of each, [L,]."""
+        after = [grid[-1] + 1 + torch.arange(self.length - len(grid)) for grid in grids]
+        longer = torch.stack([torch.cat(parts) for parts in zip(grids, after, strict=True)])
+        return longer, torch.stack([grid[-1] for grid in grids])
 
     def channels(self, widths: Tensor) -> Tensor:
         """Channels of every layer, [L,]."""
         return self.offsets + self.slopes @ widths
 
-    def place(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Interval of the grid, position in it in [0, 1], and the slope of that position; each [L,]."""
-        inside = channels.clamp(self.smallest, self.largest)
-        index = (torch.searchsorted(self.grid, inside[:, None]) - 1).clamp_min(0)
-        low, high = self.grid.gather(1, index)[:, 0], self.grid.gather(1, index + 1)[:, 0]
+    def up(self, channels: Tensor) -> Tensor:
+        """To the next step, or the full width, [L,]."""
+        return torch.minimum(self.stairs.up(channels), self._grid[1])
+
+    def place(self, channels: Tensor, stepped: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Interval of the grid, position in it in [0, 1], and the slope of that position; each [L,].
+
+        Args:
+            channels: of every layer, [L,].
+            stepped: whether what they are worth counts, in place of themselves.
+        """
+        grid, largest = self._stepped if stepped else self._grid
+        worth = self.stairs.effective(channels) if stepped else channels
+        inside = worth.clamp(grid[:, 0].contiguous(), largest)
+        index = (torch.searchsorted(grid, inside[:, None]) - 1).clamp_min(0)
+        low, high = grid.gather(1, index)[:, 0], grid.gather(1, index + 1)[:, 0]
         return index[:, 0], (inside - low) / (high - low), 1 / (high - low)
 
 
-def _round_up(channels: Tensor, step: int, largest: Tensor) -> Tensor:
-    """To the next multiple of `step`, or the full width; a single channel stays one."""
-    rounded = torch.minimum((channels / step - 1e-9).ceil() * step, largest)
-    return torch.where(channels <= 1, channels, rounded)
+def _rising(points: Tensor) -> Tensor:
+    """With the least changes that make them rise strictly: several points may be on one step."""
+    values = points.tolist()
+    for place in range(1, len(values)):
+        values[place] = max(values[place], values[place - 1] + 1e-6)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _padded(table: Sequence[Sequence[float]], rows: int, columns: int) -> Tensor:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _TOLERANCE = 1e-10
+_BETWEEN = 4
+"""Into how many parts the range between two values of a feature is cut to find a capacity."""
 
 
 def fit_not_negative(features: Floats, measured: Floats) -> Floats:
@@ -60,7 +62,8 @@ def fit_with_spill(features: Floats, measured: Floats) -> tuple[float, Floats]:
         measured: shape [K,].
 
     Returns:
-        The capacity, one of the values of the last feature or 0, and the factors for `with_spill`, [F,].
+        The capacity, 0 or a value of the last feature or one of a few between them, and the factors for `with_spill`,
+        [F,].
 
     >>> weights = np.arange(1.0, 9.0)
     >>> features = np.stack([np.ones(8), weights], axis=1)
@@ -69,7 +72,9 @@ def fit_with_spill(features: Floats, measured: Floats) -> tuple[float, Floats]:
     (4.0, [2.0, 3.0])
     """
     best = (float("inf"), 0.0, np.zeros(features.shape[1]))
-    for capacity in [0.0, *sorted(features[:, -1].tolist())]:
+    values = np.unique([0.0, *features[:, -1]])
+    places = np.linspace(0, len(values) - 1, _BETWEEN * (len(values) - 1) + 1)
+    for capacity in np.interp(places, np.arange(len(values)), values).tolist():
         spilled = with_spill(features, capacity)
         x = fit_not_negative(spilled, measured)
         error = float(np.square(spilled @ x / measured - 1).sum())

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dtp_deploy.cost import LatencyCost, LayerTime, Spill, TimedLayer
+from dtp_deploy.cost import EVEN, LatencyCost, LayerTime, Spill, Staircase, Stairs, TimedLayer
 from dtp_deploy.graph import Groups
 from dtp_deploy.latency.cache import MeasurementCache
 from dtp_deploy.latency.fit import fit_not_negative, fit_with_spill, with_spill
@@ -31,7 +31,7 @@ from dtp_deploy.target import find_target
 Floats = npt.NDArray[np.float64]
 
 TIME_CAP_S = 120.0
-_LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+_LEVELS = (1 / 4, 1 / 2, 3 / 4)
 _PROBED = 3
 _RANDOM = 8
 _RANDOM_IF_SLOW = 16
@@ -64,12 +64,12 @@ class LatencyTable:
 
     def summary(self) -> str:
         """One line for people."""
-        inputs, outputs = self.cost.steps
+        inputs, outputs = self.cost.stairs
         estimated = f", {self.estimated} estimated" if self.estimated else ""
         errors = np.abs(self.errors)
         return (
-            f"Latency table: {self.measured} kinds of layers measured{estimated}; preferred widths: multiples of "
-            f"{inputs} input and {outputs} output channels; structures that it had not seen were off by "
+            f"Latency table: {self.measured} kinds of layers measured{estimated}; preferred widths: {inputs} "
+            f"input and {outputs} output channels; structures that it had not seen were off by "
             f"{np.median(errors):.1%} in the median, {errors.max():.1%} at most.{self._disturbance()}"
         )
 
@@ -107,8 +107,8 @@ def learn_table(
     if find_target(probe.target).build_is_slow:
         return _from_structures(probe, layers, cache, began + time_cap_s, progress)
     meter = Meter(probe.target, cache, probe.dense)  # what cannot be exported is refused before it takes time
-    steps = meter.steps([signature for signature in _by_macs(layers) if signature.groups == 1][:_PROBED])
-    grids = _grids(layers, steps)
+    stairs = meter.stairs([signature for signature in _by_macs(layers) if signature.groups == 1][:_PROBED])
+    grids = _grids(layers, stairs)
     tables: dict[LayerSignature, LayerTime] = {}
     with progress.task("latency of layers", len(grids)) as advance:
         for signature, (inputs, outputs) in grids.items():
@@ -116,10 +116,10 @@ def learn_table(
                 tables[signature] = meter.table(signature, inputs, outputs).rising()
             advance()
     estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
-    plans = make_structures(probe.groups, fingerprint_of(probe.model), steps, _RANDOM)
+    plans = make_structures(probe.groups, fingerprint_of(probe.model), (stairs[0].step, stairs[1].step), _RANDOM)
     times, unsteady = measure_structures(probe, plans, cache, progress)
     bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
-    cost, errors = _fit(bases, layers, probe.groups, times, steps)
+    cost, errors = _fit(bases, layers, probe.groups, times, stairs)
     disturbed = (meter.unsteady + unsteady[0], meter.taken + unsteady[1])
     return LatencyTable(cost, times[0][1], len(tables), len(estimated), errors, disturbed, cache.problem)
 
@@ -132,33 +132,33 @@ def _by_macs(layers: Iterable[Layer]) -> list[LayerSignature]:
     return sorted(total, key=lambda signature: -total[signature])
 
 
-def _grids(
-    layers: Sequence[Layer], steps: tuple[int, int]
-) -> dict[LayerSignature, tuple[tuple[int, ...], tuple[int, ...]]]:
+def _grids(layers: Sequence[Layer], stairs: Stairs) -> dict[LayerSignature, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Input and output channels at which to measure every signature, the one with the most operations first."""
     grids = {}
     for signature in _by_macs(layers):
         same = [layer for layer in layers if layer.signature == signature]
         multiple = max(1, signature.groups)
-        inputs = _grid([layer.inputs for layer in same], any(any(x.input_channels.slopes) for x in same), steps[0])
-        outputs = _grid([layer.outputs for layer in same], any(any(x.output_channels.slopes) for x in same), steps[1])
+        inputs = _grid([layer.inputs for layer in same], any(any(x.input_channels.slopes) for x in same), stairs[0])
+        outputs = _grid([layer.outputs for layer in same], any(any(x.output_channels.slopes) for x in same), stairs[1])
         if signature.is_depthwise:
             inputs = (1,)
         grids[signature] = (_multiples(inputs, multiple), _multiples(outputs, multiple))
     return grids
 
 
-def _grid(full: Sequence[int], pruned: bool, step: int) -> tuple[int, ...]:
-    """One channel, shares of the largest width rounded to the step, and the full widths themselves.
+def _grid(full: Sequence[int], pruned: bool, stairs: Staircase) -> tuple[int, ...]:
+    """One channel, one step, shares of the largest width rounded to whole periods, and the full widths themselves.
 
-    >>> _grid([256], True, 16), _grid([24], True, 16), _grid([3], False, 16)
-    ((1, 32, 64, 128, 192, 256), (1, 16, 24), (3,))
+    >>> eights = Staircase(8, (18.0, 21.0, 26.0, 32.0))
+    >>> _grid([256], True, eights), _grid([24], True, eights), _grid([3], False, eights)
+    ((1, 8, 64, 128, 192, 256), (1, 8, 24), (3,))
     """
     if not pruned:
         return tuple(sorted(set(full)))
     largest = max(full)
-    levels = {step * max(1, round(share * largest / step)) for share in _LEVELS}
-    return tuple(sorted({1, largest, *(level for level in levels if level < largest)}))
+    few = stairs.step if stairs.step > 1 else round(largest / 8)
+    levels = {few, *(stairs.period * round(share * largest / stairs.period) for share in _LEVELS)}
+    return tuple(sorted({1, largest, *(level for level in levels if 0 < level < largest)}))
 
 
 def _multiples(grid: Sequence[int], multiple: int) -> tuple[int, ...]:
@@ -230,13 +230,13 @@ def _from_structures(
         ]
         around = [_from_work(layer.signature, inputs, outputs, which) for which in (_WEIGHTS, _TRAFFIC)]
         bases.append([*operations, *around])
-    cost, errors = _fit(bases, layers, probe.groups, times, (1, 1))
+    cost, errors = _fit(bases, layers, probe.groups, times, EVEN)
     kinds_estimated = len({layer.signature for layer in layers})
     return LatencyTable(cost, times[0][1], 0, kinds_estimated, errors, unsteady, cache.problem)
 
 
 def _fit(
-    bases: Sequence[Sequence[LayerTime]], layers: Sequence[Layer], groups: Groups, times: Timed, steps: tuple[int, int]
+    bases: Sequence[Sequence[LayerTime]], layers: Sequence[Layer], groups: Groups, times: Timed, stairs: Stairs
 ) -> tuple[LatencyCost, tuple[float, ...]]:
     """The constant and the factors of the bases that explain whole structures best; and the relative error on every
     structure but the dense and the smallest when it is predicted from all the others.
@@ -251,7 +251,7 @@ def _fit(
             total = np.tensordot(np.array(factors), np.array([table.ms for table in tables]), axes=1)
             time_of = _tabulate(tables[0].inputs, tables[0].outputs, total.ravel().tolist())
             timed.append(TimedLayer(time_of, layer.input_channels, layer.output_channels))
-        return LatencyCost(timed, units, constant, steps, Spill(each, capacity, spill_ms))
+        return LatencyCost(timed, units, constant, stairs, Spill(each, capacity, spill_ms))
 
     widths = [torch.tensor(each, dtype=torch.float64) for each, _ in times]
     measured = np.array([ms for _, ms in times])

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dtp_deploy.cost import LayerTime
+from dtp_deploy.cost import LayerTime, Staircase
 from dtp_deploy.latency.cache import MeasurementCache
 from dtp_deploy.latency.graphs import COPIES, write_layer
 from dtp_deploy.latency.layers import LayerSignature, gemm
-from dtp_deploy.latency.staircase import Widths, find_step, probe_widths
+from dtp_deploy.latency.staircase import Widths, find_stairs, find_step, probe_widths, step_widths
 from dtp_deploy.latency.timing import is_unsteady, time_models
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.target import TargetSpec
@@ -76,17 +76,20 @@ class Meter:
         self.target, self.cache, self.prepare = target, cache, prepare
         self.taken = self.unsteady = 0
 
-    def steps(self, signatures: Sequence[LayerSignature]) -> tuple[int, int]:
+    def stairs(self, signatures: Sequence[LayerSignature]) -> tuple[Staircase, Staircase]:
         """The staircase of some kinds of layers, by input and output channels."""
-        found = []
-        for axis in (0, 1):
-            times = []
-            for signature in signatures:
-                widths = probe_widths(axis, signature)
-                values = self._times(signature, widths)
-                times.append({width[axis]: value for width, value in zip(widths, values, strict=True)})
-            found.append(find_step(times))
-        return found[0], found[1]
+        inputs, outputs = (self._stairs(axis, signatures) for axis in (0, 1))
+        return inputs, outputs
+
+    def _stairs(self, axis: int, signatures: Sequence[LayerSignature]) -> Staircase:
+        step = find_step([self._along(axis, each, probe_widths(axis, each)) for each in signatures])
+        if step == 1:
+            return Staircase()
+        return find_stairs(step, [self._along(axis, each, step_widths(axis, each, step)) for each in signatures])
+
+    def _along(self, axis: int, signature: LayerSignature, widths: Sequence[Widths]) -> dict[int, float]:
+        times = self._times(signature, widths)
+        return {width[axis]: ms for width, ms in zip(widths, times, strict=True)}
 
     def knows(self, signature: LayerSignature, inputs: Sequence[int], outputs: Sequence[int]) -> bool:
         """Whether the cache has a table."""

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtp_deploy.cost import ChannelSum, LatencyCost, LayerTime, Spill, TimedLayer, channel_sum
+from dtp_deploy.cost import ChannelSum, LatencyCost, LayerTime, Spill, Staircase, TimedLayer, channel_sum
 from dtp_deploy.graph import ChannelGroup
 from dtp_deploy.graph.groups import TensorSlice
 
@@ -22,10 +22,10 @@ def staircase(step: int = 8) -> LatencyCost:
     layers = [
         TimedLayer(table((3,), (1, 8, 16, 32)), ChannelSum(3.0, (0.0, 0.0)), ChannelSum(0.0, (1.0, 0.0))),
         TimedLayer(table((1, 8, 32), (1, 8, 20)), ChannelSum(0.0, (1.0, 0.0)), ChannelSum(0.0, (0.0, 1.0))),
-        TimedLayer(table((1, 16, 52), (10,)), ChannelSum(0.0, (1.0, 1.0)), ChannelSum(10.0, (0.0, 0.0))),
+        TimedLayer(table((1, 8, 52), (10,)), ChannelSum(0.0, (1.0, 1.0)), ChannelSum(10.0, (0.0, 0.0))),
     ]
     spill = Spill((0.5, 1.0, 9.0), capacity=2000.0, ms=0.001)
-    return LatencyCost(layers, UNITS, constant_ms=0.5, steps=(step, step), spill=spill)
+    return LatencyCost(layers, UNITS, constant_ms=0.5, stairs=(Staircase(step, (float(step),)),) * 2, spill=spill)
 
 
 widths = st.tuples(st.floats(1.0, 32.0), st.floats(1.0, 20.0))
@@ -51,18 +51,58 @@ def test_cost_rises_with_every_width(point: tuple[float, float], more: tuple[flo
 
 @given(st.tuples(st.integers(2, 32), st.integers(2, 20)))
 def test_exact_is_the_cost_of_the_next_step(point: tuple[int, int]) -> None:
-    cost = staircase()
-    exact = cost.exact(torch.tensor(point, dtype=torch.float64))
-    assert exact >= float(cost(torch.tensor(point, dtype=torch.float64))[0]) * 0.99
-    on_step = torch.tensor([min(-(-w // 8) * 8, full) for w, full in zip(point, UNITS, strict=True)]).double()
-    assert exact <= cost.exact(on_step) + 1e-12
+    (a, b), step = point, 8
+    up = [-(-width // step) * step for width in (3, a, b, a + b, 10)]
+    layers = 0.3 + 0.001 * (up[0] * up[1] + up[1] * up[2] + up[3] * up[4])
+    a, b, both = (min(width, full) for width, full in zip((*up[1:3], up[3]), (*UNITS, sum(UNITS)), strict=True))
+    spilled = max(0.0, 0.001 * (0.5 * 3 * a + a * b + 9 * both * 10 - 2000))
+    assert np.isclose(staircase(step).exact(torch.tensor(point, dtype=torch.float64)), 0.5 + layers + spilled)
+
+
+UNEVEN = Staircase(8, (18.0, 22.0, 25.0, 32.0))
+
+
+def uneven(full: int) -> LatencyCost:
+    """One group that a layer writes and another reads; time rises unevenly with the outputs."""
+    grid = tuple(width for width in (1, 8, 32, 64, 96, 128, full) if width <= full)
+    written = UNEVEN.effective(torch.tensor(grid, dtype=torch.float64)).tolist()
+    layers = [
+        TimedLayer(LayerTime((3,), grid, (tuple(written),)), ChannelSum(3.0, (0.0,)), ChannelSum(0.0, (1.0,))),
+        TimedLayer(
+            LayerTime(grid, (10,), tuple((float(-(-width // 8) * 8 if width > 1 else 1),) for width in grid)),
+            ChannelSum(0.0, (1.0,)),
+            ChannelSum(10.0, (0.0,)),
+        ),
+    ]
+    return LatencyCost(layers, (full,), 0.0, (Staircase(8, (8.0,)), UNEVEN))
+
+
+@given(st.integers(2, 100))
+def test_exact_is_what_a_width_is_worth(width: int) -> None:
+    inputs = -(-width // 8) * 8
+    worth = (width - 1) // 32 * 32 + (18, 22, 25, 32)[(width - 1) % 32 // 8]
+    assert np.isclose(uneven(100).exact(torch.tensor([width], dtype=torch.float64)), inputs + worth)
+
+
+def test_widths_dearer_than_a_mix_of_others_are_not_preferred() -> None:
+    assert uneven(128).preferred_widths() == [(1, 8, 16, 24, 32, 56, 64, 88, 96, 112, 120, 128)]
+
+
+@given(st.lists(st.floats(0.1, 8.0), min_size=1, max_size=8), st.sampled_from([1, 4, 8]), st.integers(2, 200))
+def test_what_widths_are_worth_never_falls(rises: list[float], step: int, width: int) -> None:
+    worth = np.cumsum(rises) * step * len(rises) / sum(rises)
+    stairs = Staircase(step, (*worth[:-1].tolist(), float(step * len(rises))))
+    here, next_ = stairs.effective(torch.tensor([width, width + 1], dtype=torch.float64)).tolist()
+    assert here <= next_ + 1e-9
+    later = stairs.effective(torch.tensor([width + 1 + stairs.period], dtype=torch.float64))
+    assert np.isclose(float(later), next_ + stairs.period)
 
 
 def test_preferred_widths_are_the_steps_and_the_full_width() -> None:
-    first, second = staircase(8).preferred_widths()
-    assert set(first) >= {8, 16, 24, 32}
-    assert second[-1] == 20
-    assert all(width % 8 in (0, 4) for width in first if width > 1)  # 52 = 32 + 20 of the concatenation is a step too
+    with_spill = staircase(8)
+    cost = LatencyCost(with_spill.layers, UNITS, 0.5, with_spill.stairs)
+    # 4 because 24 = 20 + 4 of the concatenation is a step too; 12 and so on are dearer than a mix of 8 and 16.
+    assert cost.preferred_widths() == [(4, 8, 16, 24, 32), (8, 16, 20)]
 
 
 def test_a_layer_that_is_never_faster_keeps_its_width() -> None:
@@ -107,7 +147,7 @@ def test_channels_follow_from_the_slices_of_a_group() -> None:
 
 def test_weights_cost_only_beyond_the_capacity() -> None:
     with_spill = staircase()
-    without = LatencyCost(with_spill.layers, UNITS, 0.5, with_spill.steps)
+    without = LatencyCost(with_spill.layers, UNITS, 0.5, with_spill.stairs)
 
     def more(*point: float) -> float:
         x = torch.tensor(point, dtype=torch.float64)

@@ -84,6 +84,15 @@ class Spiked(Formula):
         return attempt
 
 
+class Uneven(Formula):
+    """Blocks of 8 channels, four at once; the first of four takes more than half of the time of all."""
+
+    name = "uneven"
+
+    def up(self, width: int) -> int:
+        return 32 * ((width - 1) // 32) + (18, 22, 26, 32)[(width - 1) % 32 // 8]
+
+
 class SlowToBuild(Formula):
     name = "slow-to-build"
     build_is_slow = True

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtp_deploy.cost import Staircase
 from dtp_deploy.errors import GraphError, TargetError
 from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, structures
 from dtp_deploy.latency import probe as probing
@@ -64,10 +65,19 @@ class Learned(Protocol):
 def test_table_finds_the_staircase_and_predicts_structures(step: int, probe_on: MakeProbe, tmp_path: Path) -> None:
     probe = probe_on(step=step)
     table = learn_table(probe, cache_folder=tmp_path / "cache")
-    assert table.cost.steps == (step, step)
+    assert table.cost.stairs == (Staircase(step, (float(step),)),) * 2
     assert table.estimated == 0
     assert max(map(abs, table.errors)) < 0.05
     assert max(map(abs, errors_of(table, probe, step))) < 0.05
+
+
+def test_steps_of_unequal_height_are_found(probe_on: MakeProbe, tmp_path: Path) -> None:
+    probe = probe_on("Uneven")
+    table = learn_table(probe, cache_folder=tmp_path / "cache")
+    assert table.cost.stairs == (Staircase(8, (18.0, 22.0, 26.0, 32.0)),) * 2
+    assert "multiples of 8 (best: of 32) input and multiples of 8 (best: of 32) output channels" in table.summary()
+    assert max(map(abs, table.errors)) < 0.05
+    assert max(map(abs, errors_of(table, probe))) < 0.05
 
 
 def test_structures_are_measured_in_several_processes_and_freed_from_the_error_of_each() -> None:
@@ -87,13 +97,13 @@ def test_structures_are_measured_in_several_processes_and_freed_from_the_error_o
 
 def test_a_load_spike_is_noticed_and_does_no_harm(probe_on: MakeProbe, learned: Learned, tmp_path: Path) -> None:
     quiet = learned.table
-    assert quiet.unsteady == (0, 11)  # three staircases on two sides, four layers, the structures
+    assert quiet.unsteady == (0, 17)  # three layers' steps and their heights on two sides, four layers, the structures
     table = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
-    assert table.unsteady == (1, 11)
-    assert "Load of other work came and went during 1 of 11 measurements" in table.summary()
+    assert table.unsteady == (1, 17)
+    assert "Load of other work came and went during 1 of 17 measurements" in table.summary()
     assert table.cost.to_json() == quiet.cost.to_json()
     again = learn_table(probe_on("Spiked", step=8), cache_folder=tmp_path / "cache")
-    assert again.unsteady == (1, 11)  # what the cache has is not forgotten to be doubtful
+    assert again.unsteady == (1, 17)  # what the cache has is not forgotten to be doubtful
 
 
 def test_only_widths_on_the_staircase_are_preferred(probe_on: MakeProbe, tmp_path: Path) -> None:
