@@ -71,16 +71,16 @@ class Case:
         self.table = learn_table(first.probe)
         self.cached_s = time.monotonic() - began
         self.limits |= {text: LatencyLimit(parse_budget("latency", text), self.bench) for text in BUDGETS[1:]}
-        self.errors = self.prediction_errors(first, structures)
+        self.errors, self.apart = self.prediction_errors(first, structures)
 
     def units(self, plan: PruningPlan) -> torch.Tensor:
         """Units kept of every prunable group."""
         return kept_counts({choice.name: choice.kept_units for choice in plan.groups}, self.groups.prunable)
 
-    def prediction_errors(self, limit: LatencyLimit, count: int) -> np.ndarray:
+    def prediction_errors(self, limit: LatencyLimit, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Relative errors of predicted shares of the dense latency, for random structures of preferred widths.
 
-        They are measured twice, and the mean counts; how far the two are apart is what no table could predict.
+        They are measured twice, and the mean counts; how far the two are apart, which comes second, no table predicts.
         """
         cost = cast(LatencyCost, limit.cost)
         rng = np.random.default_rng(1)
@@ -95,9 +95,8 @@ class Case:
         for _ in range(2):
             (dense_ms, *measured), _ = time_together(limit.probe, plans)
             shares.append(np.array(measured) / dense_ms)
-        self.apart = np.abs(shares[0] / shares[1] - 1)
         predicted = np.array([cost.exact(self.units(plan)) for plan in plans.values()]) / self.table.dense_ms
-        return predicted / np.sqrt(shares[0] * shares[1]) - 1
+        return predicted / np.sqrt(shares[0] * shares[1]) - 1, np.abs(shares[0] / shares[1] - 1)
 
     def budget_row(self, text: str, folder: Path) -> str:
         """What became of one budget."""
@@ -170,6 +169,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--target", action="append", help="by default every one that is available")
     parser.add_argument("--network", action="append", help="by default all of the list")
+    parser.add_argument("--pixels", type=int, action="append", help="of these sizes only")
     parser.add_argument("--structures", type=int, help="random structures a network; 20, or 8 with --quick")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -179,7 +179,10 @@ def main() -> None:
         if not _needs_more(target) and target().availability().available
     ]
     structures = arguments.structures or (8 if arguments.quick else 20)
-    cases = [case for case in (QUICK if arguments.quick else FULL) if case[0] in (arguments.network or case)]
+    listed = QUICK if arguments.quick else FULL
+    cases = [
+        case for case in listed if case[0] in (arguments.network or case) and case[1] in (arguments.pixels or case)
+    ]
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} logical CPUs\n", flush=True)
     summary, rows = [], []
     with tempfile.TemporaryDirectory() as cache:

@@ -2,16 +2,17 @@
 together. Who fills them in is not asked here.
 
 A table holds the time of a layer over its numbers of input and output channels. Between the points of its grid the
-time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o; on a staircase it is so between the
-widths that each is worth, and only edges of steps are chosen in the end.
+time is bilinear, which is exact for a layer whose time is a + b i + c o + d i o. On a staircase, i and o are what the
+widths are worth there, and only edges of steps are chosen in the end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from dtp_deploy.graph import ChannelGroup
 Floats = npt.NDArray[np.float64]
 
 _EXCESS = 0.03
-"""How much dearer than a mix of other widths one may be, as a share of what its units cost in proportion."""
+"""How much dearer than a mix of other widths one may be, as a share of what its units, or those of a whole period if
+these are more, cost in proportion."""
 _RISE = 1e-3
 """Share of the dense latency that the envelope adds for all groups together, so that no width is free of charge."""
 
@@ -92,11 +94,20 @@ def channel_sum(tensor: str, dim: int, size: int, groups: Sequence[ChannelGroup]
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """One layer of the network: its table, and how its widths follow from the groups."""
+    """One layer of the network.
+
+    Attributes:
+        time: its table, of the target's staircase.
+        inputs, outputs: how its widths follow from the groups.
+        around: milliseconds on the same grid that rise with every channel alike; none by default.
+        even_steps: whether all steps are equally high for it, as for a depthwise layer.
+    """
 
     time: LayerTime
     inputs: ChannelSum
     outputs: ChannelSum
+    around: LayerTime | None = None
+    even_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,13 +151,20 @@ class LatencyCost:
         self.spill = spill or Spill((0.0,) * len(self.layers), 0.0, 0.0)
         self._weights_each = torch.tensor(self.spill.each, dtype=torch.float64)
         self._units = torch.tensor([float(count) for count in units], dtype=torch.float64)
+        even = torch.tensor([layer.even_steps for layer in layers])
         self._sides = (
-            _Side([(layer.inputs, layer.time.inputs) for layer in layers], stairs[0]),
-            _Side([(layer.outputs, layer.time.outputs) for layer in layers], stairs[1]),
+            _Side([(layer.inputs, layer.time.inputs) for layer in layers], stairs[0], even),
+            _Side([(layer.outputs, layer.time.outputs) for layer in layers], stairs[1], even),
         )
         rows, columns = (side.length for side in self._sides)
         # Grids have different lengths; a table is continued with its last row and column, which nothing reaches.
         self._ms = torch.stack([_padded(layer.time.ms, rows, columns) for layer in layers])
+        self._around_ms = torch.stack(
+            [
+                _padded(layer.around.ms, rows, columns) if layer.around else torch.zeros(rows, columns)
+                for layer in layers
+            ]
+        )
         self._rise = torch.zeros_like(self._units)
         self._rise = _RISE * float(self(self._units)[0]) / (len(units) * self._units)
 
@@ -183,13 +201,11 @@ class LatencyCost:
         raw = json.loads(text)
         layers = [
             TimedLayer(
-                LayerTime(
-                    tuple(layer["time"]["inputs"]),
-                    tuple(layer["time"]["outputs"]),
-                    tuple(tuple(row) for row in layer["time"]["ms"]),
-                ),
+                _time_from(layer["time"]),
                 ChannelSum(layer["inputs"]["offset"], tuple(layer["inputs"]["slopes"])),
                 ChannelSum(layer["outputs"]["offset"], tuple(layer["outputs"]["slopes"])),
+                _time_from(layer["around"]) if layer["around"] else None,
+                layer["even_steps"],
             )
             for layer in raw["layers"]
         ]
@@ -198,29 +214,34 @@ class LatencyCost:
         return LatencyCost(layers, raw["units"], raw["constant_ms"], (inputs, outputs), spill)
 
     def _value(self, widths: Tensor, stepped: bool = False) -> tuple[Tensor, Tensor]:
+        """Milliseconds and, unless stepped, their gradient."""
         channels = [side.channels(widths) for side in self._sides]
-        value, gradient = self._interpolate(channels, stepped)
-        inputs, outputs = (
-            [side.up(each) for side, each in zip(self._sides, channels, strict=True)] if stepped else channels
-        )
+        if stepped:
+            own, _ = self._interpolate(self._ms, channels, stepped=True)
+            channels = [side.up(each) for side, each in zip(self._sides, channels, strict=True)]
+            around, gradient = self._interpolate(self._around_ms, channels)
+            value = own + around
+        else:
+            value, gradient = self._interpolate(self._ms + self._around_ms, channels)
+        inputs, outputs = channels
         excess = (self._weights_each * inputs * outputs).sum() - self.spill.capacity
         if excess > 0:
             by_input, by_output = self._weights_each * outputs, self._weights_each * inputs
             slopes = by_input @ self._sides[0].slopes + by_output @ self._sides[1].slopes
             value, gradient = value + self.spill.ms * excess, gradient + self.spill.ms * slopes
-        return value, gradient
+        return value + self.constant_ms, gradient
 
-    def _interpolate(self, channels: Sequence[Tensor], stepped: bool) -> tuple[Tensor, Tensor]:
+    def _interpolate(self, ms: Tensor, channels: Sequence[Tensor], stepped: bool = False) -> tuple[Tensor, Tensor]:
         (row, down, down_slope), (column, right, right_slope) = (
             side.place(each, stepped) for side, each in zip(self._sides, channels, strict=True)
         )
-        layer = torch.arange(len(self._ms))
-        a, b = self._ms[layer, row, column], self._ms[layer, row, column + 1]
-        c, d = self._ms[layer, row + 1, column], self._ms[layer, row + 1, column + 1]
+        layer = torch.arange(len(ms))
+        a, b = ms[layer, row, column], ms[layer, row, column + 1]
+        c, d = ms[layer, row + 1, column], ms[layer, row + 1, column + 1]
         upper, lower = a + right * (b - a), c + right * (d - c)
         by_row = (lower - upper) * down_slope
         by_column = ((b - a) + down * ((d - c) - (b - a))) * right_slope
-        value = self.constant_ms + (upper + down * (lower - upper)).sum()
+        value = (upper + down * (lower - upper)).sum()
         return value, by_row @ self._sides[0].slopes + by_column @ self._sides[1].slopes
 
     def preferred_widths(self) -> list[tuple[int, ...]]:
@@ -242,8 +263,9 @@ class LatencyCost:
                     kept.append((count, now))
                     fastest = now
             kept.reverse()
-            channels = max(float(side.slopes[:, number].max()) for side in self._sides)
-            period = max(stairs.period for stairs in self.stairs) / max(channels, 1.0)
+            slopes = torch.cat([side.slopes[:, number] for side in self._sides])
+            channels_per_unit = float(slopes[slopes > 0].min()) if bool((slopes > 0).any()) else 1.0
+            period = max(stairs.period for stairs in self.stairs) / channels_per_unit
             preferred.append(tuple(_worth_their_time(kept, period)))
         return preferred
 
@@ -263,7 +285,7 @@ def _worth_their_time(widths: Sequence[tuple[int, float]], period: float) -> lis
         below = [one for one in widths[:place] if count - one[0] <= period and one[0] > 1]  # nobody wants a single one
         above = [one for one in widths[place + 1 :] if one[0] - count <= period]
         mixes = [a + (b - a) * (count - low) / (high - low) for (low, a), (high, b) in product(below, above)]
-        if ms - min(mixes, default=ms) <= _EXCESS * per_unit * count:
+        if ms - min(mixes, default=ms) <= _EXCESS * per_unit * max(count, period):
             kept.append(count)
     return kept
 
@@ -276,14 +298,19 @@ class _Side:
         length: of all grids, K >= 2; shorter ones are continued by what nothing reaches.
     """
 
-    def __init__(self, layers: Sequence[tuple[ChannelSum, tuple[int, ...]]], stairs: Staircase) -> None:
-        self.stairs = stairs
+    def __init__(self, layers: Sequence[tuple[ChannelSum, tuple[int, ...]]], stairs: Staircase, even: Tensor) -> None:
+        self.stairs, self._even = stairs, even
         self.offsets = torch.tensor([channels.offset for channels, _ in layers], dtype=torch.float64)
         self.slopes = torch.tensor([channels.slopes for channels, _ in layers], dtype=torch.float64)
         self.length = max(2, *(len(grid) for _, grid in layers))
         grids = [torch.tensor(grid, dtype=torch.float64) for _, grid in layers]
         self._grid = self._continued(grids)
-        self._stepped = self._continued([_rising(stairs.effective(grid)) for grid in grids])
+        self._stepped = self._continued(
+            [
+                _rising(stairs.up(grid) if is_even else stairs.effective(grid))
+                for grid, is_even in zip(grids, even.tolist(), strict=True)
+            ]
+        )
 
     def _continued(self, grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Grids of one length, [L, K], strictly rising, and the last real point of each, [L,]."""
@@ -307,7 +334,9 @@ class _Side:
             stepped: whether what they are worth counts, in place of themselves.
         """
         grid, largest = self._stepped if stepped else self._grid
-        worth = self.stairs.effective(channels) if stepped else channels
+        worth = channels
+        if stepped:
+            worth = torch.where(self._even, self.stairs.up(channels), self.stairs.effective(channels))
         inside = worth.clamp(grid[:, 0].contiguous(), largest)
         index = (torch.searchsorted(grid, inside[:, None]) - 1).clamp_min(0)
         low, high = grid.gather(1, index)[:, 0], grid.gather(1, index + 1)[:, 0]
@@ -315,11 +344,16 @@ class _Side:
 
 
 def _rising(points: Tensor) -> Tensor:
-    """With the least changes that make them rise strictly: several points may be on one step."""
+    """With the least changes that make them rise strictly. Where several are on one step, the last holds there."""
     values = points.tolist()
-    for place in range(1, len(values)):
-        values[place] = max(values[place], values[place - 1] + 1e-6)
+    for place in reversed(range(len(values) - 1)):
+        values[place] = min(values[place], values[place + 1] - 1e-6)
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _time_from(raw: Mapping[str, Any]) -> LayerTime:
+    """As JSON has it."""
+    return LayerTime(tuple(raw["inputs"]), tuple(raw["outputs"]), tuple(tuple(row) for row in raw["ms"]))
 
 
 def _padded(table: Sequence[Sequence[float]], rows: int, columns: int) -> Tensor:

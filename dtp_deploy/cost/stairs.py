@@ -29,6 +29,11 @@ class Staircase:
     step: int = 1
     worth: tuple[float, ...] = (1.0,)
 
+    def __post_init__(self) -> None:
+        assert self.worth[0] >= 1
+        assert self.worth[-1] == self.step * len(self.worth)
+        assert all(low <= high for low, high in zip(self.worth, self.worth[1:], strict=False))
+
     @property
     def period(self) -> int:
         """Channels after which the steps are the same again."""

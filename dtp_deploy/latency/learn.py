@@ -32,11 +32,14 @@ Floats = npt.NDArray[np.float64]
 
 TIME_CAP_S = 120.0
 _LEVELS = (1 / 4, 1 / 2, 3 / 4)
+_PERIODS = 4
 _PROBED = 3
 _RANDOM = 8
 _RANDOM_IF_SLOW = 16
 _AT_ONCE_IF_SLOW = 4
 _MACS, _WEIGHTS, _TRAFFIC = 1, 2, 3  # places in what `_work` gives
+_AROUND = 2
+"""How many of the tables that explain a layer's time, the last, are of its surroundings and know no steps."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +150,18 @@ def _grids(layers: Sequence[Layer], stairs: Stairs) -> dict[LayerSignature, tupl
 
 
 def _grid(full: Sequence[int], pruned: bool, stairs: Staircase) -> tuple[int, ...]:
-    """One channel, one step, shares of the largest width rounded to whole periods, and the full widths themselves.
+    """One channel, one step, shares of the largest width rounded to periods or steps, and the full widths themselves.
 
     >>> eights = Staircase(8, (18.0, 21.0, 26.0, 32.0))
     >>> _grid([256], True, eights), _grid([24], True, eights), _grid([3], False, eights)
-    ((1, 8, 64, 128, 192, 256), (1, 8, 24), (3,))
+    ((1, 8, 64, 128, 192, 256), (1, 8, 16, 24), (3,))
     """
     if not pruned:
         return tuple(sorted(set(full)))
     largest = max(full)
     few = stairs.step if stairs.step > 1 else round(largest / 8)
-    levels = {few, *(stairs.period * round(share * largest / stairs.period) for share in _LEVELS)}
+    multiple = stairs.period if _PERIODS * stairs.period <= largest else stairs.step
+    levels = {few, *(multiple * round(share * largest / multiple) for share in _LEVELS)}
     return tuple(sorted({1, largest, *(level for level in levels if 0 < level < largest)}))
 
 
@@ -213,6 +217,12 @@ def _with_surroundings(layer: Layer, time_of: LayerTime) -> list[LayerTime]:
     ]
 
 
+def _weighed(tables: Sequence[LayerTime], factors: Sequence[float]) -> LayerTime:
+    """The sum of tables over one grid, each times its factor."""
+    total = np.tensordot(np.array(factors), np.array([table.ms for table in tables]), axes=1)
+    return _tabulate(tables[0].inputs, tables[0].outputs, total.ravel().tolist())
+
+
 def _from_structures(
     probe: LatencyProbe, layers: Sequence[Layer], cache: MeasurementCache, until: float, progress: Progress
 ) -> LatencyTable:
@@ -248,9 +258,9 @@ def _fit(
     def cost_with(factors: Sequence[float], constant: float, capacity: float, spill_ms: float) -> LatencyCost:
         timed = []
         for layer, tables in zip(layers, bases, strict=True):
-            total = np.tensordot(np.array(factors), np.array([table.ms for table in tables]), axes=1)
-            time_of = _tabulate(tables[0].inputs, tables[0].outputs, total.ravel().tolist())
-            timed.append(TimedLayer(time_of, layer.input_channels, layer.output_channels))
+            own, around = (_weighed(tables[part], factors[part]) for part in (slice(-_AROUND), slice(-_AROUND, None)))
+            even = layer.signature.groups != 1  # only others were asked how high the steps are
+            timed.append(TimedLayer(own, layer.input_channels, layer.output_channels, around, even))
         return LatencyCost(timed, units, constant, stairs, Spill(each, capacity, spill_ms))
 
     widths = [torch.tensor(each, dtype=torch.float64) for each, _ in times]

@@ -89,7 +89,6 @@ def find_stairs(step: int, times: Sequence[Mapping[int, float]]) -> Staircase:
         step: channels.
         times: for one layer each, milliseconds by width, measured at `step_widths`.
 
-    >>> import math
     >>> ms = [{w: 9 + 32 * (w // 32) + (0, 18, 21, 26)[w % 32 // 8] for w in range(64, 129, 8)}]
     >>> find_stairs(8, ms)
     Staircase(step=8, worth=(18.0, 21.0, 26.0, 32.0))
@@ -110,6 +109,6 @@ def find_stairs(step: int, times: Sequence[Mapping[int, float]]) -> Staircase:
         count *= 2
     periods = range(0, len(worth) - 1, count)
     heights = np.mean([worth[start + 1 : start + count + 1] - worth[start] for start in periods], axis=0)
-    rising = np.maximum.accumulate(np.clip(heights, 0.0, step * count))
+    rising = np.maximum.accumulate(np.clip(heights, 1.0, step * count))
     rising[-1] = step * count
     return Staircase(step, tuple(round(float(each), 3) for each in rising))

@@ -14,6 +14,8 @@ from dtp_deploy.cost import WidthFunction
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
 
+_FAR = 1.5
+
 
 @dataclass(frozen=True)
 class WidthLevels:
@@ -40,6 +42,16 @@ class WidthLevels:
         (4, 8)
         """
         return WidthLevels(tuple(units for units in self.units if units in preferred or units == self.units[-1]))
+
+    def from_floor(self, floor: int) -> WidthLevels:
+        """Those from a floor up. Where the next one is far above it, the one below the floor is the least.
+
+        >>> WidthLevels((2, 4, 8, 16)).from_floor(3).units, WidthLevels((2, 8, 16)).from_floor(3).units
+        ((4, 8, 16), (2, 8, 16))
+        """
+        above = tuple(units for units in self.units if units >= floor)
+        below = tuple(units for units in self.units if units < floor)
+        return WidthLevels(below[-1:] + above if above[0] > _FAR * floor else above)
 
 
 def allowed_widths(group: ChannelGroup, floor: int, round_to: int = 1) -> WidthLevels:

@@ -335,14 +335,13 @@ class ChannelMasks(StepwiseMasks):
 
     def _allowed(self, floors: Sequence[int]) -> list[WidthLevels]:
         """Widths from the floors up: by rounding, and of those the preferred ones."""
-        whole = [
-            allowed_widths(group, floor, self.settings.round_to)
-            for group, floor in zip(self.groups.prunable, floors, strict=True)
-        ]
-        return [
-            level if preferred is None else level.only(preferred)
-            for level, preferred in zip(whole, self.preferred, strict=True)
-        ]
+        levels = []
+        for group, floor, preferred in zip(self.groups.prunable, floors, self.preferred, strict=True):
+            if preferred is None:
+                levels.append(allowed_widths(group, floor, self.settings.round_to))
+            else:
+                levels.append(allowed_widths(group, 1, self.settings.round_to).only(preferred).from_floor(floor))
+        return levels
 
     def learned_widths(self) -> dict[str, int]:
         """Channels of every prunable group whose masks are 0.5 or more: what is learned, before any rounding."""

@@ -2,8 +2,9 @@
 
 All groups are tried at once. Where the outputs agree, every group that had a say in them is proven: one whose units
 reach the outputs through each of its readers could not have differed unseen. Where they do not, halves are tried, down
-to single groups. What fails is frozen, with the reason, so that no removal that was not seen to be exact is ever made.
-Residual blocks are tried one by one, where removing them was asked for.
+to single groups; groups that were not seen to have a say are tried alone. What fails is frozen, with the reason, so
+that no removal that was not seen to be exact is ever made. Residual blocks are tried one by one, where removing them
+was asked for.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ _SHARE = 0.3
 _DRAWS = 8
 """How many inputs and choices of units are tried until one has an effect; behind a ReLU a few units may all be dead."""
 _FEW = 2
-"""So many groups are tried one by one at once."""
-_SAY = 1e-5
-"""Least effect on the outputs by which a group is proven among others: far above what of its error would be allowed."""
+"""Up to so many groups are tried one by one."""
+_SAY = 1e-3
+"""Least effect on the outputs, relative to their largest value, by which a group is proven among others: far above the
+tolerance, so that an error that is a small part of the effect is seen as well."""
+_MEMORY_BYTES = 2 * 10**9
+"""Largest memory that the gradients of a trial may take; single trials take none."""
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest relative difference of an agreeing pair of outputs, by the precision that the trial could run in."""
 
@@ -171,7 +175,7 @@ class _Trial:
         return found
 
     def _proven_at_once(self, tried: Sequence[ChannelGroup]) -> frozenset[str] | None:
-        """The groups that one removal of units of all of them proves, by name; None if masking and removing disagree.
+        """The groups that one removal of units of all of them proves, by name; None if that does not give the same.
 
         In float64 only: in float32 what one group does among many may be too small to be told from rounding.
         """
@@ -195,28 +199,31 @@ class _Trial:
     ) -> tuple[list[Tensor], frozenset[str]]:
         """The masked outputs, and the groups whose masked units would change them through every one of their readers.
 
-        That is the slope of a random sum of the outputs, each divided by its largest value, by the masks.
+        That is the slope of a random sum of the outputs, each divided by its largest value, by the masks. It is taken
+        on a copy, as a model that keeps what it computes would keep its history too.
         """
+        model = copy.deepcopy(self.model)
         pieces = [(group, piece) for group in tried for piece in group.readers]
-        readers = {piece.tensor: tensor_by_name(self.model, piece.tensor).requires_grad_() for _, piece in pieces}
-        whole = [readers[piece.tensor].detach().clone() for _, piece in pieces]
-        with masked(self.model, tried, kept), torch.enable_grad():
-            wanted = flatten_outputs(self.model(*self.inputs))
+        readers = {piece.tensor: tensor_by_name(model, piece.tensor).requires_grad_() for _, piece in pieces}
+        whole = {name: tensor.detach().clone() for name, tensor in readers.items()}
+        _limit_memory(model)
+        with masked(model, tried, kept), torch.enable_grad():
+            wanted = flatten_outputs(model(*self.inputs))
             sums = [self._random_sum(output) for output in wanted if output.requires_grad and output.numel() > 0]
             found = torch.autograd.grad(sums, list(readers.values()), allow_unused=True)
         slopes = dict(zip(readers, found, strict=True))
         silent = set()
-        for (group, piece), weight in zip(pieces, whole, strict=True):
+        for group, piece in pieces:
             slope = slopes[piece.tensor]
-            units = _gone(group, piece, kept[group.name]).to(weight.device)
-            said = 0.0 if slope is None else float((slope * weight).index_select(piece.dim, units).sum().abs())
-            if not said > _SAY:
+            gone = _gone(group, piece, kept[group.name])
+            if slope is None or not _sum_of_products(slope, whole[piece.tensor], piece.dim, gone) > _SAY:
                 silent.add(group.name)
         return [output.detach() for output in wanted], frozenset(group.name for group in tried) - silent
 
     def _random_sum(self, output: Tensor) -> Tensor:
-        weights = torch.randn(output.shape, generator=self.generator).to(output)
-        return (output * weights).sum() / output.detach().abs().max().clamp_min(1e-30)
+        weights = torch.randn(output.shape, generator=self.generator).to(output) / output.numel() ** 0.5
+        total: Tensor = (output * weights).sum()
+        return total / output.detach().abs().max().clamp_min(1e-30)
 
     def failure(self, tried: Sequence[ChannelGroup], blocks: Sequence[ResidualBlock] = ()) -> str | None:
         """Why the tried groups cannot be pruned and the blocks removed, or None if masking and removing agree."""
@@ -259,6 +266,27 @@ class _Trial:
     def _some_units(self, group: ChannelGroup) -> list[int]:
         removed = min(max(1, round(_SHARE * group.units)), group.units - 1)
         return sorted(torch.randperm(group.units, generator=self.generator)[removed:].tolist())
+
+
+def _sum_of_products(slope: Tensor, weight: Tensor, dim: int, places: Tensor) -> float:
+    """Of the slices at some places of a dimension, absolute."""
+    places = places.to(weight.device)
+    return float((slope.index_select(dim, places) * weight.index_select(dim, places)).sum().abs())
+
+
+def _limit_memory(model: nn.Module) -> None:
+    """Let a model raise MemoryError when its layers' outputs, which gradients need, get too large together."""
+    taken = 0
+
+    def count(module: nn.Module, args: object, output: object) -> None:
+        nonlocal taken
+        taken += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
+        if taken > _MEMORY_BYTES:
+            raise MemoryError(f"the outputs of the layers take more than {_MEMORY_BYTES} bytes")
+
+    for module in model.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(count)
 
 
 def perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:

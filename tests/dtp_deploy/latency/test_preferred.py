@@ -39,6 +39,15 @@ def test_a_group_with_no_preferred_width_keeps_all(model: nn.Module) -> None:
     masks.detach()
 
 
+def test_a_hole_above_the_floor_does_not_make_a_budget_impossible(model: nn.Module) -> None:
+    masks = masks_on(model, [(2, 16), (2, 24)])
+    assert min(masks.floors) > 2
+    plan = masks.choose()
+    assert sorted(plan.widths().values())[:2] in ([2, 5], [5, 16])  # and the outputs, which stay
+    assert masks.cost_of_plan(plan) <= masks.limit
+    masks.detach()
+
+
 def test_learned_widths_are_those_of_the_masks(model: nn.Module) -> None:
     masks = masks_on(model, None)
     learned = masks.learned_widths()

@@ -225,6 +225,32 @@ def test_a_step_without_a_slope_leaves_the_groups_before_it_to_be_tried_alone(mo
     assert tried == [11, *[1] * 5, 11]
 
 
+class Keeps(Chain):
+    """Keeps its features and the largest of them, as recorders of activations do."""
+
+    def __init__(self) -> None:
+        super().__init__((), None)
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = super().forward(x)
+        self.largest.copy_(self.features.max())
+        return self.features
+
+
+def test_a_model_that_keeps_what_it_computes_is_proven_at_once(monkeypatch):
+    tried = count_trials(monkeypatch)
+    assert list(reasons(randomise(Keeps(), 0)).values())[:-1] == [None] * 11
+    assert tried == [11, 11]
+
+
+def test_gradients_that_take_too_much_memory_are_not_taken(monkeypatch):
+    tried = count_trials(monkeypatch)
+    monkeypatch.setattr(proof, "_MEMORY_BYTES", 8 * 8 * 64 * 10)
+    assert list(reasons(randomise(Chain((), None), 0)).values())[:-1] == [None] * 11
+    assert tried == [*[1] * 11, 11]
+
+
 @pytest.mark.parametrize("entry", ZOO.values(), ids=ZOO)
 def test_at_once_and_one_by_one_agree(entry, monkeypatch):
     model = entry.model()
