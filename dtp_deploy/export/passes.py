@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import onnx
-import onnxsim
 
 from dtp_deploy.export.files import serialise, write_atomically
 from dtp_deploy.export.quiet import first_line, held_back
@@ -55,6 +54,8 @@ class SimplifyPass:
 
     def apply(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The simplified model. onnxsim's own random check is off: the runner checks with real inputs."""
+        import onnxsim  # half a second, which what exports nothing need not wait for
+
         with held_back():
             simplified, _ = onnxsim.simplify(model, check_n=0)
         assert isinstance(simplified, onnx.ModelProto)

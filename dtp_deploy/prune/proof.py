@@ -32,9 +32,9 @@ _DRAWS = 8
 """How many inputs and choices of units are tried until one has an effect; behind a ReLU a few units may all be dead."""
 _FEW = 2
 """Up to so many groups are tried one by one."""
-_SAY = 1e-3
-"""Least effect on the outputs, relative to their largest value, by which a group is proven among others: far above the
-tolerance, so that an error that is a small part of the effect is seen as well."""
+_SAY, _TIGHT = 1e-4, 1e-10
+"""Least effect on the outputs by which a group is proven among others, and largest difference that is allowed then,
+both relative to the largest output: an error is seen even if it is a millionth of the effect. Rounding is far below."""
 _MEMORY_BYTES = 2 * 10**9
 """Largest memory that the gradients of a trial may take; single trials take none."""
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -93,7 +93,8 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
         failures = trial.failures(groups.prunable, advance)
     proven = [replace(group, frozen_because=failures.get(group.name, group.frozen_because)) for group in groups]
     together = replace(groups, all=tuple(proven))
-    if together.prunable and trial.failure(together.prunable) is not None:
+    seen = frozenset(group.name for group in together.prunable) in trial.agreed
+    if together.prunable and not seen and trial.failure(together.prunable) is not None:
         proven = _one_after_the_other(trial, proven)
     result = replace(groups, all=tuple(proven))
     for group in result.frozen:
@@ -150,6 +151,7 @@ class _Trial:
     def __init__(self, model: nn.Module, inputs: Inputs, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
+        self.agreed: set[frozenset[str]] = set()  # groups, by name, that were removed together like they were masked
         self.model = perturbed(model, generator)
         self.fingerprint = fingerprint_of(model)
         self.given = inputs
@@ -192,7 +194,10 @@ class _Trial:
             return None
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
             return None
-        return heard if relative_difference(wanted, found) <= TOLERANCES[self.dtype] else None
+        if not relative_difference(wanted, found) <= _TIGHT:
+            return None
+        self.agreed.add(frozenset(kept))
+        return heard
 
     def _heard(
         self, tried: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
