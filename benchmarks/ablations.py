@@ -1,6 +1,8 @@
 """`dtp` with one of its parts taken out or changed, as methods for `benchmarks.accuracy`.
 
-python -m benchmarks.accuracy --data fashion.npz --stem-stride 2 --budgets 10 --methods dtp dtp-no-floor dtp-adam
+    python -m benchmarks.accuracy --data fashion.npz --stem-stride 2 --budgets 10 --methods dtp dtp-no-floor dtp-adam
+
+Some reach into the masks, as nothing that users can set takes those parts out.
 """
 
 from __future__ import annotations
@@ -16,30 +18,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dtp_deploy import ChannelMasks
+from dtp_deploy.prune import MaskSettings
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.train import Settings
 
 AfterStep = Callable[[], None]
 
 
-def _masks(**changes: object) -> Callable[[Settings], Settings]:
-    return lambda settings: replace(settings, masks=replace(settings.masks, **changes))  # type: ignore[arg-type]
-
-
-def _run(**changes: object) -> Callable[[Settings], Settings]:
-    return lambda settings: replace(settings, **changes)  # type: ignore[arg-type]
+def _with(masks: MaskSettings) -> Callable[[Settings], Settings]:
+    return lambda settings: replace(settings, masks=masks)
 
 
 CHANGED: dict[str, Callable[[Settings], Settings]] = {
-    "dtp-sinkhorn-1": _masks(solver="sinkhorn-1"),
-    "dtp-fixed-scores": _masks(score_rate=0.0),
-    "dtp-uniform-start": _masks(scores="uniform"),
-    "dtp-at-once": _masks(budget_reached=1e-6),
-    "dtp-no-floor": _masks(floor_share=0.0),
-    "dtp-floor-0.9": _masks(floor_share=0.9),
-    "dtp-mask-15": _run(mask_share=0.15),
-    "dtp-mask-60": _run(mask_share=0.6),
-    "dtp-no-distill": _run(distill=False),
+    "dtp-sinkhorn-1": _with(MaskSettings(solver="sinkhorn-1")),
+    "dtp-fixed-scores": _with(MaskSettings(score_rate=0.0)),
+    "dtp-uniform-start": _with(MaskSettings(scores="uniform")),
+    "dtp-at-once": _with(MaskSettings(budget_reached=1e-6)),
+    "dtp-no-floor": _with(MaskSettings(floor_share=0.0)),
+    "dtp-floor-0.9": _with(MaskSettings(floor_share=0.9)),
+    "dtp-mask-15": lambda settings: replace(settings, mask_share=0.15),
+    "dtp-mask-60": lambda settings: replace(settings, mask_share=0.6),
+    "dtp-no-distill": lambda settings: replace(settings, distill=False),
 }
 """What becomes of the settings of a run."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dtp_deploy.cost.preferred import worth_their_time
 from dtp_deploy.cost.stairs import EVEN, Staircase, Stairs
 from dtp_deploy.graph import ChannelGroup
 
 Floats = npt.NDArray[np.float64]
 
-_EXCESS = 0.03
-"""How much dearer than a mix of other widths one may be, as a share of what its units, or those of a whole period if
-these are more, cost in proportion."""
 _RISE = 1e-3
 """Share of the dense latency that the envelope adds for all groups together, so that no width is free of charge."""
 
@@ -266,28 +263,8 @@ class LatencyCost:
             slopes = torch.cat([side.slopes[:, number] for side in self._sides])
             channels_per_unit = float(slopes[slopes > 0].min()) if bool((slopes > 0).any()) else 1.0
             period = max(stairs.period for stairs in self.stairs) / channels_per_unit
-            preferred.append(tuple(_worth_their_time(kept, period)))
+            preferred.append(tuple(worth_their_time(kept, period)))
         return preferred
-
-
-def _worth_their_time(widths: Sequence[tuple[int, float]], period: float) -> list[int]:
-    """Those of some widths and their times that are not much dearer than a mix of two others not a period away.
-
-    Only so near, as a mix of widths far apart is another network, and accuracy is not linear.
-
-    >>> _worth_their_time([(8, 8.0), (16, 16.0), (24, 30.0), (32, 32.0), (40, 40.5)], period=16)
-    [8, 16, 32, 40]
-    """
-    (first, first_ms), (last, last_ms) = widths[0], widths[-1]
-    per_unit = (last_ms - first_ms) / max(last - first, 1)
-    kept = []
-    for place, (count, ms) in enumerate(widths):
-        below = [one for one in widths[:place] if count - one[0] <= period and one[0] > 1]  # nobody wants a single one
-        above = [one for one in widths[place + 1 :] if one[0] - count <= period]
-        mixes = [a + (b - a) * (count - low) / (high - low) for (low, a), (high, b) in product(below, above)]
-        if ms - min(mixes, default=ms) <= _EXCESS * per_unit * max(count, period):
-            kept.append(count)
-    return kept
 
 
 class _Side:

@@ -33,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 TIME_CAP_S = 120.0
 _LEVELS = (1 / 4, 1 / 2, 3 / 4)
 _PERIODS = 4
+"""In layers of so many periods or more, the grid is of whole periods; in smaller ones, of steps."""
 _PROBED = 3
 _RANDOM = 8
 _RANDOM_IF_SLOW = 16
@@ -119,7 +120,7 @@ def learn_table(
                 tables[signature] = meter.table(signature, inputs, outputs).rising()
             advance()
     estimated = _estimate({key: grid for key, grid in grids.items() if key not in tables}, tables)
-    plans = make_structures(probe.groups, fingerprint_of(probe.model), (stairs[0].step, stairs[1].step), _RANDOM)
+    plans = make_structures(probe.groups, fingerprint_of(probe.model), max(side.step for side in stairs), _RANDOM)
     times, unsteady = measure_structures(probe, plans, cache, progress)
     bases = [_with_surroundings(layer, (tables | estimated)[layer.signature]) for layer in layers]
     cost, errors = _fit(bases, layers, probe.groups, times, stairs)
@@ -227,7 +228,7 @@ def _from_structures(
     probe: LatencyProbe, layers: Sequence[Layer], cache: MeasurementCache, until: float, progress: Progress
 ) -> LatencyTable:
     """Without graphs of single layers: the work of each kind of layer, weighed by whole structures."""
-    plans = make_structures(probe.groups, fingerprint_of(probe.model), (1, 1), _RANDOM_IF_SLOW)
+    plans = make_structures(probe.groups, fingerprint_of(probe.model), 1, _RANDOM_IF_SLOW)
     times, unsteady = measure_structures(probe, plans, cache, progress, at_once=_AT_ONCE_IF_SLOW, until=until)
     kinds = sorted({layer.signature.kind for layer in layers})
     bases = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dtp_deploy.cost import LayerTime, Staircase
+from dtp_deploy.cost import LayerTime, Staircase, Stairs
 from dtp_deploy.latency.cache import MeasurementCache
 from dtp_deploy.latency.graphs import COPIES, write_layer
 from dtp_deploy.latency.layers import LayerSignature, gemm
@@ -76,7 +76,7 @@ class Meter:
         self.target, self.cache, self.prepare = target, cache, prepare
         self.taken = self.unsteady = 0
 
-    def stairs(self, signatures: Sequence[LayerSignature]) -> tuple[Staircase, Staircase]:
+    def stairs(self, signatures: Sequence[LayerSignature]) -> Stairs:
         """The staircase of some kinds of layers, by input and output channels."""
         inputs, outputs = (self._stairs(axis, signatures) for axis in (0, 1))
         return inputs, outputs

@@ -36,14 +36,13 @@ Timed = list[tuple[list[float], float]]
 """Units kept of every prunable group, and milliseconds."""
 
 
-def make_structures(groups: Groups, fingerprint: str, steps: tuple[int, int], random: int) -> dict[str, PruningPlan]:
+def make_structures(groups: Groups, fingerprint: str, step: int, random: int) -> dict[str, PruningPlan]:
     """Structures to be measured whole: the smallest, uniform ones, and random ones; widths on the staircase.
 
     A random one has a level of its own, around which its widths lie: with widths drawn from all levels alike, all
     structures would be about half as large as the dense one.
     """
     rng = np.random.default_rng(0)
-    step = max(steps)
     prunable = groups.prunable
     ratios = {"smallest": [0.0] * len(prunable)}
     ratios |= {f"uniform {ratio:.0%}": [ratio] * len(prunable) for ratio in _UNIFORM}

@@ -15,6 +15,7 @@ from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
 
 _FAR = 1.5
+"""How many times the floor a width may be and still stand for it."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,11 @@ def render_markdown(report: Report) -> str:
         *_section(
             "Channel groups",
             _table(
-                ("group", "before", "after", "frozen because"),
-                [(g.name, g.width_before, g.width_after, g.frozen_because or "") for g in report.groups],
+                ("group", "before", "learned", "after", "frozen because"),
+                [
+                    (g.name, g.width_before, learned, g.width_after, g.frozen_because or "")
+                    for g, learned in zip(report.groups, _learned(report), strict=True)
+                ],
             ),
         ),
         *_section(
@@ -141,6 +144,12 @@ def _warnings(report: Report) -> list[str]:
         *warnings,
         f"**The latency of the {' and the '.join(unstable)} model was unstable: repeat it on a quiet machine.**",
     ]
+
+
+def _learned(report: Report) -> list[object]:
+    """Of every group the channels whose masks were 0.5 or more in the end: what rounding and measuring started from."""
+    widths = iter(report.mask_phase[-1].widths if report.mask_phase else ())
+    return ["" if group.frozen_because is not None else next(widths, "") for group in report.groups]
 
 
 def _what_ran(target: TargetEntry) -> str:

@@ -17,6 +17,7 @@ from dtp_deploy.errors import GraphError, TargetError
 from dtp_deploy.latency import LatencyProbe, LatencyTable, calibrate, learn_table, meter, structures
 from dtp_deploy.latency import probe as probing
 from dtp_deploy.latency.probe import DENSE
+from dtp_deploy.latency.staircase import find_stairs
 from dtp_deploy.profile import LatencyReport
 from dtp_deploy.prune import make_plan
 from dtp_deploy.prune.plan import fingerprint_of
@@ -78,6 +79,16 @@ def test_steps_of_unequal_height_are_found(probe_on: MakeProbe, tmp_path: Path) 
     assert "multiples of 8 (best: of 32) input and multiples of 8 (best: of 32) output channels" in table.summary()
     assert max(map(abs, table.errors)) < 0.05
     assert max(map(abs, errors_of(table, probe))) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_never_makes_channels_worth_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    times = [{width: width * float(rng.uniform(0.5, 1.5)) + 1 for width in range(64, 129, 8)} for _ in range(3)]
+    times[0] |= {64: 60.0, 72: 50.0, 128: 120.0}  # a disturbed measurement: falling
+    stairs = find_stairs(8, times)
+    assert stairs.worth[0] >= 1
+    assert stairs.worth[-1] == stairs.period
 
 
 def test_structures_are_measured_in_several_processes_and_freed_from_the_error_of_each() -> None:

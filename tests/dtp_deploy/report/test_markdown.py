@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dtp_deploy.report import Report, headline, render_markdown
+from dtp_deploy.report.schema import MaskPhaseEntry
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_report.json").read_text(encoding="utf-8"))
 
@@ -63,8 +64,8 @@ def test_headline_says_verdict_figure_limit_and_basis(changes: dict[str, Any], e
         "| MACs | 20.000 M | 9.000 M | 0.450 |",
         "**The latency of the pruned model was unstable: repeat it on a quiet machine.**",
         "| after hardening | 84.00 |",
-        "| layer1.0.conv1 | 16 | 9 |  |",
-        "| stem\\|conv | 16 | 16 | a norm runs across its channels |",
+        "| layer1.0.conv1 | 16 |  | 9 |  |",
+        "| stem\\|conv | 16 |  | 16 | a norm runs across its channels |",
         "| dense ONNX | 1e-06 | 2e-07 | 0.0001 | yes |",
         "| broken pass | not comparable | not comparable | 0.0001 | NO |",
         "| fuse | NO | it changed the numbers |",
@@ -106,10 +107,22 @@ def test_empty_parts_are_left_out() -> None:
     assert "## Parity" in text
 
 
+def test_the_groups_say_what_was_learned_and_what_was_kept() -> None:
+    groups = [
+        {"name": "head", "width_before": 7, "width_after": 7, "frozen_because": "an output"},
+        {"name": "stem", "width_before": 20, "width_after": 16, "frozen_because": None},
+    ]
+    entry = dict.fromkeys(MaskPhaseEntry.model_fields)
+    entry |= {"epoch": 0, "step": 0, "cost_share": 1.0, "undecided": 0.0, "entropy_bits": 0.0, "widths": [17]}
+    lines = render_markdown(report_with(groups=groups, mask_phase=[entry])).splitlines()
+    assert "| head | 7 |  | 7 | an output |" in lines
+    assert "| stem | 20 | 17 | 16 |  |" in lines
+
+
 def test_a_table_survives_any_text() -> None:
     group = {"name": "a\nb", "width_before": 1, "width_after": 1, "frozen_because": "x | y\n| z"}
 
-    assert "| a b | 1 | 1 | x \\| y \\| z |" in render_markdown(report_with(groups=[group])).splitlines()
+    assert "| a b | 1 |  | 1 | x \\| y \\| z |" in render_markdown(report_with(groups=[group])).splitlines()
 
 
 def test_the_ten_slowest_layers_are_shown() -> None:
