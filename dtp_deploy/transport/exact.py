@@ -67,15 +67,16 @@ def _solve(problem: TransportProblem, start: float | None) -> TransportResult:
 
     ones = torch.ones_like(x)
     found = (ones, *problem.cost(ones))  # masks, cost and unit costs at the last t that was tried
+    trial, slopes = torch.empty_like(x), torch.empty_like(x)  # of every t in turn: fresh memory takes longer than sums
 
     def evaluate(t: float) -> tuple[float, float]:
         nonlocal found
-        masks = (x - (t if ceiling is None else ceiling.clamp(max=t))).sigmoid_()
+        masks = torch.sub(x, t if ceiling is None else ceiling.clamp(max=t), out=trial).sigmoid_()
         cost, unit_costs = problem.cost(masks)
         found = masks, cost, unit_costs
-        slopes = (1 - masks).mul_(masks)
+        torch.sub(ones, masks, out=slopes).mul_(masks)
         if ceiling is not None:
-            slopes *= ceiling > t
+            slopes.mul_(ceiling > t)
         both = torch.stack([cost, unit_costs @ slopes]).tolist()
         return both[0] - problem.budget, both[1]
 
