@@ -1,4 +1,9 @@
-"""How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable."""
+"""How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable.
+
+A group's scores learn against their own mean. How the budget is split between groups is not learned: where BatchNorm
+follows, the loss says next to nothing about it, and the price of the budget, left alone, would push down whatever is
+dear (see "The null direction" in docs/method.md).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +24,12 @@ class ScoreLearner:
     Args:
         scores: shape [n,], changed in place.
         settings: rate, momentum and decay.
+        group: group of each score, shape [n,], int64, where the mean score of every group shall stay as it is; None
+            where all scores learn freely. The masks are one for each score then.
     """
 
-    def __init__(self, scores: Tensor, settings: MaskSettings) -> None:
-        self.scores, self.settings = scores, settings
+    def __init__(self, scores: Tensor, settings: MaskSettings, group: Tensor | None = None) -> None:
+        self.scores, self.settings, self.group = scores, settings, group
         self._velocity = torch.zeros_like(scores, requires_grad=False)
         self._mean_square = 0.0
 
@@ -45,6 +52,8 @@ class ScoreLearner:
                 f"The masks' gradients hold NaN or infinity at step {step}. Lower --lr, or check the data."
             )
         (slope,) = torch.autograd.grad(masks, self.scores, gradient)
+        if self.group is not None:
+            slope = _within_groups(slope, masks.detach(), self.group)
         slope = slope * (epsilon / 2)
         decay = self.settings.rms_decay
         self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
@@ -68,3 +77,12 @@ class ScoreLearner:
         self._velocity.copy_(state["velocity"])
         with torch.no_grad():
             self.scores.copy_(state["scores"])
+
+
+def _within_groups(slope: Tensor, masks: Tensor, group: Tensor) -> Tensor:
+    """The slope for a group that keeps its mass: v (h - mean(h)) for v h, the mean weighted by v = m (1 - m)."""
+    v = (1 - masks).mul_(masks)
+    zeros = torch.zeros(int(group.max()) + 1, dtype=slope.dtype, device=slope.device)
+    spread = zeros.index_add(0, group, v)
+    mean = torch.where(spread > 0, zeros.index_add(0, group, slope) / spread, 0.0)
+    return slope - v * mean[group]

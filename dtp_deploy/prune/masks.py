@@ -43,7 +43,7 @@ from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
-from dtp_deploy.prune.schedule import CHANNEL_FLOOR, STEPPED_FLOOR, MaskSettings
+from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import mean_over_ranks
 from dtp_deploy.transport import (
@@ -196,7 +196,10 @@ class ChannelMasks(StepwiseMasks):
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
         self.scores = torch.cat(start).cpu().requires_grad_()
-        self._learner = ScoreLearner(self.scores, self.settings)
+        learn_split = self.settings.learn_split
+        if learn_split is None:
+            learn_split = budget.kind == "latency" or preferred is not None or depth is not None
+        self._learner = ScoreLearner(self.scores, self.settings, None if learn_split else self._group_of_unit)
         self.price: float | None = None
         self._step = 0
         self._epsilon = 1.0
@@ -327,11 +330,8 @@ class ChannelMasks(StepwiseMasks):
 
     def _floors(self, limit: float, cost: WidthFunction) -> list[int]:
         """The least units of every group."""
-        share = self.settings.floor_share
-        if share is None:
-            stepped = self.settings.round_to > 1 or any(widths is not None for widths in self.preferred)
-            share = STEPPED_FLOOR if stepped else CHANNEL_FLOOR
-        return floor_units(self.groups.prunable, cost, limit, share, self.settings.floor_units)
+        settings = self.settings
+        return floor_units(self.groups.prunable, cost, limit, settings.floor_share, settings.floor_units)
 
     def _allowed(self, floors: Sequence[int]) -> list[WidthLevels]:
         """Widths from the floors up: by rounding, and of those the preferred ones."""

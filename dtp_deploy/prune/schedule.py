@@ -10,12 +10,6 @@ from dtp_deploy.prune.importance import ScoreStart, WeightStart
 Solver = Literal["exact", "sinkhorn-1"]
 
 
-CHANNEL_FLOOR, STEPPED_FLOOR, WEIGHT_FLOOR = 0.7, 0.5, 0.5
-"""Shares of what a uniform ratio would leave in each place: of channels, of channels whose widths come in steps, of
-single weights. The loss hardly says in which layer channels shall go (see "The null direction" in docs/method.md), of
-weights it does; and a high floor, rounded up to the next step, would be above the uniform width."""
-
-
 @dataclass(frozen=True)
 class MaskSettings:
     """Every hyper-parameter of the mask phase. The defaults hold for any number of steps; none needs tuning by hand.
@@ -33,8 +27,10 @@ class MaskSettings:
         softness_start: softness at p = 0, as a share of that of equal masks at the budget.
         softness_end: softness at p = 1. At 0.0005, at most 0.7 % of the masks can lie in (0.02, 0.98).
         sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
+        learn_split: whether scores learn, by the price of the budget, how it is split between groups of channels, or
+            each group's scores against their own mean. None: learned for a latency, and where blocks may go as a whole.
         floor_share: least width of a group, as a share of its width at the uniform ratio that meets the budget; of a
-            layer's weights likewise. None: what suits the masks, see `CHANNEL_FLOOR`.
+            layer's weights likewise.
         floor_units: least number of units of a group, whatever the share.
         round_to: widths are multiples of this many channels, or the full width.
     """
@@ -49,7 +45,8 @@ class MaskSettings:
     softness_start: float = 0.9
     softness_end: float = 0.0005
     sinkhorn_softness: float = 0.25
-    floor_share: float | None = None
+    learn_split: bool | None = None
+    floor_share: float = 0.5
     floor_units: int = 2
     round_to: int = 1
 

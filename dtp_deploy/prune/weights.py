@@ -36,7 +36,7 @@ from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
-from dtp_deploy.prune.schedule import WEIGHT_FLOOR, MaskSettings
+from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
 from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import by_first, mean_over_ranks
@@ -140,8 +140,7 @@ class WeightMasks(StepwiseMasks):
             )
         kept = min(math.floor(limit) - others, layers.count)
         sizes = [layer.weights for layer in layers.maskable]
-        floor = self.settings.floor_share
-        return SharedBudget(sizes, kept, budget.scope, WEIGHT_FLOOR if floor is None else floor, device)
+        return SharedBudget(sizes, kept, budget.scope, self.settings.floor_share, device)
 
     @property
     def kept(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from dtp_deploy.cost import latency
 from dtp_deploy.limits import StrictestCost
-from dtp_deploy.prune import MaskSettings, masks, schedule
+from dtp_deploy.prune import MaskSettings, masks
 from dtp_deploy.train import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,8 @@ MASKS, TRAINING = MaskSettings(), Settings()
         f"a slope of {latency._RISE:.1%} in all".replace("%", " %"),
         f"p = {StrictestCost((), ()).power:g}, of each cost",
         {0.25: "a quarter of the first softness"}.get(MASKS.sinkhorn_softness, "another share"),
-        f"below {schedule.CHANNEL_FLOOR} of its width at the uniform ratio",
-        f"({schedule.STEPPED_FLOOR} where widths come in steps",
-        {0.5: "half of the overall ratio in every layer"}.get(schedule.WEIGHT_FLOOR, "another share"),
+        {0.5: "below half of its width at the uniform ratio"}.get(MASKS.floor_share, "another share"),
+        {0.5: "half of the overall ratio in every layer"}.get(MASKS.floor_share, "another share"),
         {2: "nor below two units"}.get(MASKS.floor_units, "another number"),
         f"`--solver {MASKS.solver}`, the default",
         "re-implementation from the published description",

@@ -11,7 +11,6 @@ from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import find_groups
 from dtp_deploy.prune import ChannelMasks, MaskSettings, make_plan, prove, remove_channels
 from dtp_deploy.prune.plan import fingerprint_of
-from dtp_deploy.prune.schedule import CHANNEL_FLOOR
 from dtp_deploy.testing.zoo import randomise
 from examples.fashion_resnet import make_wide_model
 
@@ -75,8 +74,9 @@ def test_widths_are_rounded_or_full(wide):
 def test_floors_hold(wide):
     masks, plan = choose(wide, Budget("macs", 0.1, relative=True))
     prunable = [choice for choice in plan.groups if choice.frozen_because is None]
+    share = MaskSettings().floor_share * masks.ratio
     for choice, floor in zip(prunable, masks.floors, strict=True):
-        assert len(choice.kept_units) >= floor == max(2, int(CHANNEL_FLOOR * masks.ratio * choice.width_before))
+        assert len(choice.kept_units) >= floor == max(2, int(share * choice.width_before))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.77])

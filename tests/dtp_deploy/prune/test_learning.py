@@ -1,0 +1,96 @@
+"""`ScoreLearner`: scores of a group learn against their own mean."""
+
+import pytest
+import torch
+
+from dtp_deploy.budget import Budget
+from dtp_deploy.cost import ChannelCount
+from dtp_deploy.prune import ChannelMasks, MaskSettings
+from dtp_deploy.prune.learning import ScoreLearner
+from dtp_deploy.transport import Floors, LinearCost, TransportProblem, solve_exact
+
+from .tiny import UNITS, groups_of, network, put_on, train
+
+HALF = Budget("macs", 0.5, relative=True)
+
+
+def means(masks):
+    return torch.stack([scores.mean() for scores in masks.group_scores()])
+
+
+@pytest.mark.parametrize("solver", ["exact", "sinkhorn-1"])
+def test_the_mean_score_of_every_group_stays(solver):
+    model = network()
+    masks = put_on(model, HALF, steps=20, solver=solver)
+    before, scores = means(masks), masks.scores.detach().clone()
+    train(model, masks, 20)
+    assert (masks.scores - scores).abs().median() > 0.01
+    torch.testing.assert_close(means(masks), before, rtol=0, atol=1e-6)
+
+
+def test_the_split_is_learned_where_that_is_asked_for():
+    model = network()
+    masks = put_on(model, HALF, steps=20, learn_split=True)
+    before = means(masks)
+    train(model, masks, 20)
+    assert (means(masks) - before).abs().max() > 0.01
+
+
+def test_the_slope_within_groups_is_that_of_groups_that_keep_their_mass():
+    """The reference is the implicit gradient of a transport in which every group is at its floor."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.tensor([0] * 5 + [1] * 9 + [2] * 3)
+    costs = torch.tensor([1.0, 7.0, 0.2], dtype=torch.float64)[group]
+    scores = torch.randn(17, dtype=torch.float64, generator=generator).requires_grad_()
+    gradient = torch.randn(17, dtype=torch.float64, generator=generator)
+
+    problem = TransportProblem(scores, 1.0, LinearCost(costs), 0.4 * float(costs.sum()))
+    free = solve_exact(problem).masks
+    mass = torch.zeros(3, dtype=torch.float64).index_add(0, group, free.detach())
+    held = solve_exact(TransportProblem(scores, 1.0, LinearCost(costs), 0.0, Floors(group, mass))).masks
+    torch.testing.assert_close(held.detach(), free.detach())
+    (wanted,) = torch.autograd.grad(held, scores, gradient)
+
+    moved = scores.detach().clone()
+    learner = ScoreLearner(scores, MaskSettings(), group)
+    learner.step(free, gradient, 1.0, 0, 0.0)
+    found = moved - scores.detach()
+    torch.testing.assert_close(found / found.norm(), wanted / wanted.norm())
+
+
+def test_groups_whose_masks_are_all_hard_stay_where_they_are():
+    scores = torch.tensor([-9.0, 9.0, 0.1, 0.2], dtype=torch.float64, requires_grad=True)
+    before = scores.detach().clone()
+    masks = torch.sigmoid(200 * scores)
+    learner = ScoreLearner(scores, MaskSettings(), torch.tensor([0, 0, 1, 1]))
+    learner.step(masks, torch.ones(4, dtype=torch.float64), 0.01, 0, 0.0)
+    assert torch.equal(scores.detach()[:2], before[:2])
+    assert scores.isfinite().all()
+
+
+def test_the_tiny_network_has_groups_of_unlike_cost():
+    masks = put_on(network(), HALF, steps=1)
+    _, costs = masks.cost(torch.tensor([float(units) for units in UNITS], dtype=torch.float64))
+    assert max(costs) > 2 * min(costs)
+
+
+@pytest.mark.parametrize(
+    ("budget", "given", "learned"),
+    [
+        (HALF, {}, False),
+        (HALF, {"preferred": [range(1, units + 1) for units in UNITS]}, True),
+        (HALF, {"settings": MaskSettings(learn_split=True)}, True),
+        (Budget("latency", 0.5, relative=True), {"cost": ChannelCount(torch.ones(3).double())}, True),
+        (
+            Budget("latency", 0.5, relative=True),
+            {"cost": ChannelCount(torch.ones(3).double()), "settings": MaskSettings(learn_split=False)},
+            False,
+        ),
+    ],
+)
+def test_a_latency_is_split_by_its_price_and_what_is_asked_for_counts(budget, given, learned):
+    model = network()
+    masks = ChannelMasks(model, groups_of(model), budget, steps=20, **given)
+    before = means(masks)
+    train(model, masks, 20)
+    assert bool((means(masks) - before).abs().max() > 0.01) is learned
