@@ -39,6 +39,10 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
     "dtp-floor-0.9": _with(MaskSettings(floor_share=0.9)),
     "dtp-learned-split": _with(MaskSettings(learn_split=True)),
     "dtp-learned-split-floor-0.7": _with(MaskSettings(learn_split=True, floor_share=0.7)),
+    "dtp-learned-split-no-floor": _with(MaskSettings(learn_split=True, floor_share=0.0)),
+    # Remedies for the null direction: they can only help a split that is learned.
+    "dtp-straight-through": _with(MaskSettings(learn_split=True)),
+    "dtp-running-statistics": _with(MaskSettings(learn_split=True)),
     "dtp-mask-24": lambda settings: replace(settings, mask_share=0.24),
     "dtp-mask-15": lambda settings: replace(settings, mask_share=0.15),
     "dtp-mask-60": lambda settings: replace(settings, mask_share=0.6),
@@ -53,14 +57,14 @@ class _Adam(ScoreLearner):
     def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
         if step == 0:
             self._adam = torch.optim.Adam([self.scores])
-        (self.scores.grad,) = torch.autograd.grad(masks, self.scores, gradient)
+        self.scores.grad = self.slope(masks, gradient, epsilon)
         self._adam.param_groups[0]["lr"] = self.settings.rate_at(progress)
         self._adam.step()
 
 
 @contextmanager
 def _by_adam(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
-    masks._learner = _Adam(masks.scores, masks.settings)
+    masks._learner = _Adam(masks.scores, masks.settings, masks._learner.group)
     yield masks.step
 
 

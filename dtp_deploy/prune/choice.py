@@ -15,7 +15,7 @@ from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
 
 _FAR = 1.5
-"""How many times the floor a width may be and still stand for it, or the floor how many times a width."""
+"""How many times the floor a width may be and still stand for it."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,14 @@ class WidthLevels:
         return WidthLevels(tuple(units for units in self.units if units in preferred or units == self.units[-1]))
 
     def from_floor(self, floor: int) -> WidthLevels:
-        """Those from a floor up. Where the next one is far above it, the one below stands for the floor; where that
-        is far below it, the floor itself is the least.
+        """Those from a floor up. Where the next one is far above it, the one below the floor is the least.
 
         >>> WidthLevels((2, 4, 8, 16)).from_floor(3).units, WidthLevels((2, 8, 16)).from_floor(3).units
         ((4, 8, 16), (2, 8, 16))
-        >>> WidthLevels((1, 8, 16)).from_floor(3).units
-        (3, 8, 16)
         """
         above = tuple(units for units in self.units if units >= floor)
-        if above[0] <= _FAR * floor:
-            return WidthLevels(above)
-        near = tuple(units for units in self.units if units < floor <= _FAR * units)
-        return WidthLevels((near[-1] if near else floor, *above))
+        below = tuple(units for units in self.units if units < floor)
+        return WidthLevels(below[-1:] + above if above[0] > _FAR * floor else above)
 
 
 def allowed_widths(group: ChannelGroup, floor: int, round_to: int = 1) -> WidthLevels:

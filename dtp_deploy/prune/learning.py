@@ -1,8 +1,7 @@
 """How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable.
 
-A group's scores learn against their own mean. How the budget is split between groups is not learned: where BatchNorm
-follows, the loss says next to nothing about it, and the price of the budget, left alone, would push down whatever is
-dear (see "The null direction" in docs/method.md).
+Where the split of the budget between groups is not learned, a group's scores learn against their own mean: see "The
+null direction" in docs/method.md.
 """
 
 from __future__ import annotations
@@ -51,10 +50,7 @@ class ScoreLearner:
             raise TrainingError(
                 f"The masks' gradients hold NaN or infinity at step {step}. Lower --lr, or check the data."
             )
-        (slope,) = torch.autograd.grad(masks, self.scores, gradient)
-        if self.group is not None:
-            slope = _within_groups(slope, masks.detach(), self.group)
-        slope = slope * (epsilon / 2)
+        slope = self.slope(masks, gradient, epsilon)
         decay = self.settings.rms_decay
         self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
         root = math.sqrt(self._mean_square / (1 - decay ** (step + 1)))
@@ -62,6 +58,19 @@ class ScoreLearner:
             self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=1 / root)
             with torch.no_grad():
                 self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
+
+    def slope(self, masks: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
+        """Where scores go up, shape [n,], but for epsilon's factor; the arguments are those of `step`."""
+        if self.group is None:
+            (slope,) = torch.autograd.grad(masks, self.scores, gradient)
+            return slope * (epsilon / 2)
+        # The gradient for groups that keep their mass. All units of a group cost the same, so no price is left in it.
+        kept = masks.detach()
+        v = (1 - kept).mul_(kept)
+        zeros = torch.zeros(int(self.group.max()) + 1, dtype=v.dtype, device=v.device)
+        spread = zeros.index_add(0, self.group, v)
+        mean = torch.where(spread > 0, zeros.index_add(0, self.group, v * gradient) / spread, 0.0)
+        return v * (gradient - mean[self.group])
 
     def state(self) -> dict[str, Any]:
         """Everything that `step` changes."""
@@ -77,12 +86,3 @@ class ScoreLearner:
         self._velocity.copy_(state["velocity"])
         with torch.no_grad():
             self.scores.copy_(state["scores"])
-
-
-def _within_groups(slope: Tensor, masks: Tensor, group: Tensor) -> Tensor:
-    """The slope for a group that keeps its mass: v (h - mean(h)) for v h, the mean weighted by v = m (1 - m)."""
-    v = (1 - masks).mul_(masks)
-    zeros = torch.zeros(int(group.max()) + 1, dtype=slope.dtype, device=slope.device)
-    spread = zeros.index_add(0, group, v)
-    mean = torch.where(spread > 0, zeros.index_add(0, group, slope) / spread, 0.0)
-    return slope - v * mean[group]

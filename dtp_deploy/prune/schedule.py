@@ -28,7 +28,8 @@ class MaskSettings:
         softness_end: softness at p = 1. At 0.0005, at most 0.7 % of the masks can lie in (0.02, 0.98).
         sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
         learn_split: whether scores learn, by the price of the budget, how it is split between groups of channels, or
-            each group's scores against their own mean. None: learned for a latency, and where blocks may go as a whole.
+            each group's scores against their own mean. None: learned where a latency counts or widths are preferred,
+            and where blocks may go as a whole. Single weights and budgets of each layer have no such split.
         floor_share: least width of a group, as a share of its width at the uniform ratio that meets the budget; of a
             layer's weights likewise.
         floor_units: least number of units of a group, whatever the share.

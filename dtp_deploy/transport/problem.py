@@ -14,7 +14,10 @@ class MaskCost(Protocol):
     """What a vector of masks costs: any function that rises strictly with every mask."""
 
     def __call__(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The cost, shape (), and its gradient c_i = dCost/dm_i > 0, shape [n,], both float64, at masks [n,]."""
+        """The cost, shape (), and its gradient c_i = dCost/dm_i > 0, shape [n,], both float64, at masks [n,].
+
+        The masks are the solver's own and change after the call: nothing may be kept of them.
+        """
         ...
 
 

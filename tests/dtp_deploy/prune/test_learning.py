@@ -7,7 +7,7 @@ from dtp_deploy.budget import Budget
 from dtp_deploy.cost import ChannelCount
 from dtp_deploy.prune import ChannelMasks, MaskSettings
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.transport import Floors, LinearCost, TransportProblem, solve_exact
+from dtp_deploy.transport import Floors, LinearCost, TransportProblem, sinkhorn_step, solve_exact
 
 from .tiny import UNITS, groups_of, network, put_on, train
 
@@ -25,7 +25,7 @@ def test_the_mean_score_of_every_group_stays(solver):
     before, scores = means(masks), masks.scores.detach().clone()
     train(model, masks, 20)
     assert (masks.scores - scores).abs().median() > 0.01
-    torch.testing.assert_close(means(masks), before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(means(masks), before, rtol=0, atol=1e-4)
 
 
 def test_the_split_is_learned_where_that_is_asked_for():
@@ -36,7 +36,8 @@ def test_the_split_is_learned_where_that_is_asked_for():
     assert (means(masks) - before).abs().max() > 0.01
 
 
-def test_the_slope_within_groups_is_that_of_groups_that_keep_their_mass():
+@pytest.mark.parametrize("solve", [solve_exact, lambda problem: sinkhorn_step(problem, 0.3)])
+def test_the_slope_within_groups_is_that_of_groups_that_keep_their_mass(solve):
     """The reference is the implicit gradient of a transport in which every group is at its floor."""
     generator = torch.Generator().manual_seed(0)
     group = torch.tensor([0] * 5 + [1] * 9 + [2] * 3)
@@ -44,18 +45,14 @@ def test_the_slope_within_groups_is_that_of_groups_that_keep_their_mass():
     scores = torch.randn(17, dtype=torch.float64, generator=generator).requires_grad_()
     gradient = torch.randn(17, dtype=torch.float64, generator=generator)
 
-    problem = TransportProblem(scores, 1.0, LinearCost(costs), 0.4 * float(costs.sum()))
-    free = solve_exact(problem).masks
+    free = solve(TransportProblem(scores, 0.7, LinearCost(costs), 0.4 * float(costs.sum()))).masks
     mass = torch.zeros(3, dtype=torch.float64).index_add(0, group, free.detach())
-    held = solve_exact(TransportProblem(scores, 1.0, LinearCost(costs), 0.0, Floors(group, mass))).masks
+    held = solve_exact(TransportProblem(scores, 0.7, LinearCost(costs), 0.0, Floors(group, mass))).masks
     torch.testing.assert_close(held.detach(), free.detach())
     (wanted,) = torch.autograd.grad(held, scores, gradient)
 
-    moved = scores.detach().clone()
     learner = ScoreLearner(scores, MaskSettings(), group)
-    learner.step(free, gradient, 1.0, 0, 0.0)
-    found = moved - scores.detach()
-    torch.testing.assert_close(found / found.norm(), wanted / wanted.norm())
+    torch.testing.assert_close(learner.slope(free, gradient, 0.7), wanted * (0.7 / 2))
 
 
 def test_groups_whose_masks_are_all_hard_stay_where_they_are():
@@ -80,6 +77,11 @@ def test_the_tiny_network_has_groups_of_unlike_cost():
         (HALF, {}, False),
         (HALF, {"preferred": [range(1, units + 1) for units in UNITS]}, True),
         (HALF, {"settings": MaskSettings(learn_split=True)}, True),
+        (HALF, {"depth": object()}, True),
+        (Budget("params", 0.5, relative=True), {}, False),
+        (Budget("size", 0.5, relative=True), {}, False),
+        (Budget("channels", 0.5, relative=True), {}, False),
+        (Budget("macs", 0.5, relative=True, scope="per-layer"), {}, False),
         (Budget("latency", 0.5, relative=True), {"cost": ChannelCount(torch.ones(3).double())}, True),
         (
             Budget("latency", 0.5, relative=True),

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dtp_deploy.errors import TransportError
-from dtp_deploy.transport import Floors, LinearCost, TransportProblem, sinkhorn_step, solve_exact, solve_sinkhorn
+from dtp_deploy.transport import (
+    Floors,
+    LinearCost,
+    MaskCount,
+    TransportProblem,
+    sinkhorn_step,
+    solve_exact,
+    solve_sinkhorn,
+)
 from tests.dtp_deploy.transport.problems import group_sums, groups_of, linear, vector
 
 
@@ -184,3 +192,14 @@ def test_costs_that_differ_by_many_orders_of_magnitude_are_met() -> None:
     result = solve_exact(problem)
     assert result.converged
     assert float(costs @ result.masks) == pytest.approx(2e5, rel=1e-9)
+
+
+def test_a_result_stays_what_it_is_when_another_problem_is_solved():
+    scores = torch.linspace(-1, 1, 9, dtype=torch.float64).requires_grad_()
+    problem = TransportProblem(scores, 0.5, MaskCount(), 4.0)
+    first = solve_exact(problem).masks
+    before = first.detach().clone()
+    (gradient,) = torch.autograd.grad(first, scores, torch.arange(9.0, dtype=torch.float64), retain_graph=True)
+    solve_exact(TransportProblem(-scores, 0.1, MaskCount(), 2.0))
+    assert torch.equal(first, before)
+    assert torch.equal(torch.autograd.grad(first, scores, torch.arange(9.0, dtype=torch.float64))[0], gradient)
