@@ -60,7 +60,7 @@ class ScoreLearner:
                 self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
 
     def slope(self, masks: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
-        """Where scores go up, shape [n,], but for epsilon's factor; the arguments are those of `step`."""
+        """The gradient that scores follow downhill, shape [n,], without epsilon's factor; arguments as in `step`."""
         if self.group is None:
             (slope,) = torch.autograd.grad(masks, self.scores, gradient)
             return slope * (epsilon / 2)

@@ -28,14 +28,6 @@ def test_the_mean_score_of_every_group_stays(solver):
     torch.testing.assert_close(means(masks), before, rtol=0, atol=1e-4)
 
 
-def test_the_split_is_learned_where_that_is_asked_for():
-    model = network()
-    masks = put_on(model, HALF, steps=20, learn_split=True)
-    before = means(masks)
-    train(model, masks, 20)
-    assert (means(masks) - before).abs().max() > 0.01
-
-
 @pytest.mark.parametrize("solve", [solve_exact, lambda problem: sinkhorn_step(problem, 0.3)])
 def test_the_slope_within_groups_is_that_of_groups_that_keep_their_mass(solve):
     """The reference is the implicit gradient of a transport in which every group is at its floor."""
