@@ -43,9 +43,10 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
     # Remedies for the null direction: they can only help a split that is learned.
     "dtp-straight-through": _with(MaskSettings(learn_split=True)),
     "dtp-running-statistics": _with(MaskSettings(learn_split=True)),
-    "dtp-mask-24": lambda settings: replace(settings, mask_share=0.24),
     "dtp-mask-15": lambda settings: replace(settings, mask_share=0.15),
-    "dtp-mask-60": lambda settings: replace(settings, mask_share=0.6),
+    "dtp-mask-24": lambda settings: replace(settings, mask_share=0.24),
+    "dtp-mask-40": lambda settings: replace(settings, mask_share=0.4),
+    "dtp-mask-80": lambda settings: replace(settings, mask_share=0.8),
     "dtp-no-distill": lambda settings: replace(settings, distill=False),
 }
 """What becomes of the settings of a run."""
@@ -60,6 +61,19 @@ class _Adam(ScoreLearner):
         self.scores.grad = self.slope(masks, gradient, epsilon)
         self._adam.param_groups[0]["lr"] = self.settings.rate_at(progress)
         self._adam.step()
+
+
+class _MeanOverAll(ScoreLearner):
+    """Divided by the root mean square over all units: the fewer are undecided, the faster they move."""
+
+    def undecided(self, masks: Tensor) -> float:
+        return float(masks.numel())
+
+
+@contextmanager
+def _over_all(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
+    masks._learner = _MeanOverAll(masks.scores, masks.settings, masks._learner.group)
+    yield masks.step
 
 
 @contextmanager
@@ -109,6 +123,7 @@ def _running_statistics(student: nn.Module, masks: ChannelMasks) -> Iterator[Aft
 
 LEARNED: dict[str, Callable[[nn.Module, ChannelMasks], Context[AfterStep]]] = {
     "dtp-adam": _by_adam,
+    "dtp-mean-over-all": _over_all,
     "dtp-straight-through": _straight_through,
     "dtp-running-statistics": _running_statistics,
 }

@@ -1,5 +1,8 @@
 """How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable.
 
+That number is the root mean square over what is undecided. Over all units it would fall with the share of those that
+are, and the last few to be decided, like the first few to be doubted, would be thrown about by single batches.
+
 Where the split of the budget between groups is not learned, a group's scores learn against their own mean: see "The
 null direction" in docs/method.md.
 """
@@ -18,7 +21,10 @@ from dtp_deploy.prune.schedule import MaskSettings
 
 
 class ScoreLearner:
-    """Moves scores along their gradient, divided by its running root mean square over all of them.
+    """Moves scores along their gradient, divided by its running root mean square over the undecided units.
+
+    A unit counts by v^2, for v = m (1 - m) of its mask m. So hard masks, of which the loss says nothing, change nothing
+    about how fast the others learn.
 
     Args:
         scores: shape [n,], changed in place.
@@ -30,7 +36,8 @@ class ScoreLearner:
     def __init__(self, scores: Tensor, settings: MaskSettings, group: Tensor | None = None) -> None:
         self.scores, self.settings, self.group = scores, settings, group
         self._velocity = torch.zeros_like(scores, requires_grad=False)
-        self._mean_square = 0.0
+        self._squares = 0.0
+        self._undecided = 0.0
 
     def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
         """One step.
@@ -52,12 +59,17 @@ class ScoreLearner:
             )
         slope = self.slope(masks, gradient, epsilon)
         decay = self.settings.rms_decay
-        self._mean_square = decay * self._mean_square + (1 - decay) * float(slope.square().mean())
-        root = math.sqrt(self._mean_square / (1 - decay ** (step + 1)))
-        if root > 0:
-            self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=1 / root)
+        self._squares = decay * self._squares + float(slope.square().sum())
+        self._undecided = decay * self._undecided + self.undecided(masks.detach())
+        if self._squares > 0:
+            scale = math.sqrt(self._undecided / self._squares)
+            self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=scale)
             with torch.no_grad():
                 self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
+
+    def undecided(self, masks: Tensor) -> float:
+        """How many units count: one that is half kept as one, a hard one as none."""
+        return float((4 * masks * (1 - masks)).square_().sum())
 
     def slope(self, masks: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
         """The gradient that scores follow downhill, shape [n,], without epsilon's factor; arguments as in `step`."""
@@ -77,12 +89,13 @@ class ScoreLearner:
         return {
             "scores": self.scores.detach().clone(),
             "velocity": self._velocity.clone(),
-            "mean_square": self._mean_square,
+            "squares": self._squares,
+            "undecided": self._undecided,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go to where a learner of as many scores was."""
-        self._mean_square = state["mean_square"]
+        self._squares, self._undecided = state["squares"], state["undecided"]
         self._velocity.copy_(state["velocity"])
         with torch.no_grad():
             self.scores.copy_(state["scores"])

@@ -21,7 +21,7 @@ class MaskSettings:
         score_batches: batches that "taylor" looks at.
         score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p).
         score_momentum: of the scores' updates.
-        rms_decay: of the running mean square by which the scores' gradient is divided. One number for the whole
+        rms_decay: of the running mean square by which the scores' gradient is divided: over all undecided units of the
             network, so that layers stay comparable.
         budget_reached: the p at which the budget has come down to its limit.
         softness_start: softness at p = 0, as a share of that of equal masks at the budget.

@@ -43,7 +43,7 @@ class Settings:
     """
 
     epochs: int = 20
-    mask_share: float = 0.4
+    mask_share: float = 0.6
     batch_size: int = 64
     learning_rate: float = 0.02
     warm_up: float = 0.1

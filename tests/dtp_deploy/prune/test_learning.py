@@ -57,6 +57,31 @@ def test_groups_whose_masks_are_all_hard_stay_where_they_are():
     assert scores.isfinite().all()
 
 
+def test_hard_masks_do_not_change_how_fast_the_others_learn():
+    generator = torch.Generator().manual_seed(0)
+    moved = []
+    for hard in (0, 1000):
+        logits = torch.cat([torch.tensor([-1.0, -0.2, 0.3, 0.9]), torch.full((hard,), 80.0)]).double()
+        scores = logits.clone().requires_grad_()
+        learner = ScoreLearner(scores, MaskSettings(), None)
+        for step in range(5):
+            gradient = torch.randn(4, dtype=torch.float64, generator=generator.manual_seed(step))
+            gradient = torch.cat([gradient, torch.ones(hard, dtype=torch.float64)])
+            learner.step(torch.sigmoid(scores), gradient, 2.0, step, 0.0)
+        moved.append((scores.detach() - logits)[:4])
+    torch.testing.assert_close(moved[1], moved[0])
+    assert moved[0].abs().max() > 0.1
+
+
+def test_no_score_is_thrown_about_when_the_first_units_are_doubted():
+    """Nearly all masks are one then: few units carry the whole gradient of one batch."""
+    model = network()
+    masks = put_on(model, HALF, steps=1000)
+    before = masks.scores.detach().clone()
+    train(model, masks, 1)
+    assert 0 < (masks.scores - before).abs().max() <= MaskSettings().score_rate
+
+
 def test_the_tiny_network_has_groups_of_unlike_cost():
     masks = put_on(network(), HALF, steps=1)
     _, costs = masks.cost(torch.tensor([float(units) for units in UNITS], dtype=torch.float64))
