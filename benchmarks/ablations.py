@@ -66,7 +66,7 @@ class _Adam(ScoreLearner):
 class _MeanOverAll(ScoreLearner):
     """Divided by the root mean square over all units: the fewer are undecided, the faster they move."""
 
-    def undecided(self, masks: Tensor) -> float:
+    def free_units(self, masks: Tensor) -> float:
         return float(masks.numel())
 
 

@@ -65,6 +65,9 @@ class Outcome:
 _GROWS_EVERY = 10
 """Steps between two rises of the growing regularisation: importance is as dear as a training step."""
 
+_SPARSE_SHARE = 0.4
+"""Of the steps, in which torch-pruning's methods learn with their regularisation."""
+
 Reducer = Callable[[Job, Trainer], nn.Module]
 """Trains for a while, or not at all, and returns the network without its channels."""
 
@@ -152,7 +155,7 @@ def _bn_scale(job: Job, _: Trainer) -> nn.Module:
 
 
 def _torch_pruning(job: Job, trainer: Trainer, make: type[tp.pruner.BasePruner], strength: float) -> nn.Module:
-    """Sparse learning for as long as our masks learn, then removal in small steps until the MACs are within the limit.
+    """Sparse learning for a share of the steps, then removal in small steps until the MACs are within the limit.
 
     Global pruning with group importance, as in the scripts that reproduce DepGraph's results.
     """
@@ -168,11 +171,12 @@ def _torch_pruning(job: Job, trainer: Trainer, make: type[tp.pruner.BasePruner],
         iterative_steps=400,
         ignored_layers=last,
     )
-    step = _regulariser(pruner, student, strength, trainer.mask_steps)
+    steps = max(1, round(_SPARSE_SHARE * trainer.total_steps))
+    step = _regulariser(pruner, student, strength, steps)
     student.train()
     hook = register_optimizer_step_pre_hook(lambda *_: step())
     try:
-        trainer.run(student, trainer.mask_steps)
+        trainer.run(student, steps)
     finally:
         hook.remove()
     while macs_per_sample(student, job.groups.inputs) > job.limit:

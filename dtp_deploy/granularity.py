@@ -62,6 +62,10 @@ class Pruning(abc.ABC):
 
     notes: tuple[str, ...] = ()
 
+    def in_force(self, settings: MaskSettings) -> MaskSettings:
+        """Settings as the masks use them, with nothing left to be decided."""
+        return settings
+
     @abc.abstractmethod
     def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> Masks:
         """Masks on the student."""
@@ -92,6 +96,13 @@ class ChannelPruning(Pruning):
     def __init__(self, groups: Groups, limits: Limits, predicted: bool, losses: Losses) -> None:
         self.groups, self.limits, self.predicted, self.losses = groups, limits, predicted, losses
         self.notes = limits.notes
+
+    def in_force(self, settings: MaskSettings) -> MaskSettings:
+        """With the split of the budget decided."""
+        preferred = self.limits.preferred is not None
+        return settings.with_split_decided(
+            self.limits.all[0].budget, preferred=preferred, depth=bool(self.groups.blocks)
+        )
 
     def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> ChannelMasks:
         """On the readers of the groups."""

@@ -241,6 +241,7 @@ class _Run:
             self.dense = by_first(lambda: self._form(dense, scratch / "dense.onnx", "dense"))
         with self.findings.stage("budget"):
             self.pruning = self._pruning(dense, found, scratch, saved)
+        self.settings = settings = replace(settings, masks=self.pruning.in_force(settings.masks))
         stream = open_stream(self.data, settings, self.device)
         teacher = copy.deepcopy(dense).to(self.device)
         trainer = Trainer(stream, self.task, settings, teacher)

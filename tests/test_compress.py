@@ -68,7 +68,7 @@ def test_report_on_disk_is_the_report_returned(macs_run: Finished) -> None:
 
 def test_the_mask_phase_is_told_epoch_by_epoch(macs_run: Finished) -> None:
     entries = macs_run.report.mask_phase
-    assert [entry.epoch for entry in entries] == pytest.approx([0, 1, 1.6], abs=0.03)  # 40 % of four epochs
+    assert [entry.epoch for entry in entries] == pytest.approx([0, 1, 2, 2.4], abs=0.03)  # 60 % of four epochs
     assert entries[0].accuracy_soft == pytest.approx(macs_run.report.dense.accuracy, abs=0.05)
     assert entries[-1].cost_share == pytest.approx(0.3, abs=0.01)
     assert entries[-1].undecided < 0.02
@@ -76,6 +76,12 @@ def test_the_mask_phase_is_told_epoch_by_epoch(macs_run: Finished) -> None:
     pruned = [group for group in macs_run.report.groups if group.frozen_because is None]
     assert entries[0].widths == tuple(group.width_before for group in pruned)
     assert "](mask_phase.svg)" in (macs_run.out / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_report_says_whether_the_split_of_the_budget_was_learned(macs_run: Finished) -> None:
+    masks = macs_run.report.settings["masks"]
+    assert isinstance(masks, dict)
+    assert masks["learn_split"] is False
 
 
 def test_budget_is_kept_and_used(macs_run: Finished) -> None:

@@ -1,7 +1,8 @@
 """How scores learn: by momentum on a gradient that one number scales for all, so that layers stay comparable.
 
-That number is the root mean square over what is undecided. Over all units it would fall with the share of those that
-are, and the last few to be decided, like the first few to be doubted, would be thrown about by single batches.
+That number is the root mean square over the units that are free to learn. Over all units it would fall with the share
+of those that are, and the last few to be decided, like the first few to be doubted, would be thrown about by the noise
+of single batches.
 
 Where the split of the budget between groups is not learned, a group's scores learn against their own mean: see "The
 null direction" in docs/method.md.
@@ -21,23 +22,24 @@ from dtp_deploy.prune.schedule import MaskSettings
 
 
 class ScoreLearner:
-    """Moves scores along their gradient, divided by its running root mean square over the undecided units.
+    """Moves scores along their gradient, divided by its running root mean square over the units that are free to learn.
 
-    A unit counts by v^2, for v = m (1 - m) of its mask m. So hard masks, of which the loss says nothing, change nothing
-    about how fast the others learn.
+    How many these are, `free_units` says. Hard masks, of which the loss says nothing, change nothing about how fast the
+    others learn.
 
     Args:
         scores: shape [n,], changed in place.
         settings: rate, momentum and decay.
-        group: group of each score, shape [n,], int64, where the mean score of every group shall stay as it is; None
-            where all scores learn freely. The masks are one for each score then.
+        group: group of each score, shape [n,], int64, where the mean score of every group shall stay as it is, or
+            every group keeps its mass anyway; None where all scores learn freely. Masks are one for each score.
     """
 
     def __init__(self, scores: Tensor, settings: MaskSettings, group: Tensor | None = None) -> None:
         self.scores, self.settings, self.group = scores, settings, group
+        self._groups = 0 if group is None else int(group.max()) + 1
         self._velocity = torch.zeros_like(scores, requires_grad=False)
         self._squares = 0.0
-        self._undecided = 0.0
+        self._free = 0.0
 
     def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
         """One step.
@@ -60,16 +62,27 @@ class ScoreLearner:
         slope = self.slope(masks, gradient, epsilon)
         decay = self.settings.rms_decay
         self._squares = decay * self._squares + float(slope.square().sum())
-        self._undecided = decay * self._undecided + self.undecided(masks.detach())
+        self._free = decay * self._free + self.free_units(masks.detach())
         if self._squares > 0:
-            scale = math.sqrt(self._undecided / self._squares)
+            scale = math.sqrt(self._free) / math.sqrt(self._squares)
             self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=scale)
             with torch.no_grad():
                 self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
 
-    def undecided(self, masks: Tensor) -> float:
-        """How many units count: one that is half kept as one, a hard one as none."""
-        return float((4 * masks * (1 - masks)).square_().sum())
+    def free_units(self, masks: Tensor) -> float:
+        """How many units are free to learn: among many, one that is half kept counts as one and a hard one as none.
+
+        It is 16 times what the squares of `slope` add up to, on the average, for gradients of variance one that are
+        independent of each other. With v = m (1 - m) that is v^2 for a unit that learns freely; and for one of a group
+        that keeps its mean v^2 ((1 - w)^2 + the sum of w^2 over the others), w = v / sum(v). So a unit that alone is
+        undecided in its group, whose slope is nothing but rounding, does not count.
+        """
+        v = (1 - masks).mul_(masks)
+        if self.group is None:
+            return 16 * float(v.square().sum())
+        first, second, third = (self._by_group(power) for power in (v, v.square(), v.pow(3)))
+        share = torch.where(first > 0, 1 / first, 0.0)
+        return 16 * float((second - 2 * third * share + (second * share).square()).clamp_min(0).sum())
 
     def slope(self, masks: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
         """The gradient that scores follow downhill, shape [n,], without epsilon's factor; arguments as in `step`."""
@@ -79,10 +92,14 @@ class ScoreLearner:
         # The gradient for groups that keep their mass. All units of a group cost the same, so no price is left in it.
         kept = masks.detach()
         v = (1 - kept).mul_(kept)
-        zeros = torch.zeros(int(self.group.max()) + 1, dtype=v.dtype, device=v.device)
-        spread = zeros.index_add(0, self.group, v)
-        mean = torch.where(spread > 0, zeros.index_add(0, self.group, v * gradient) / spread, 0.0)
+        spread = self._by_group(v)
+        mean = torch.where(spread > 0, self._by_group(v * gradient) / spread, 0.0)
         return v * (gradient - mean[self.group])
+
+    def _by_group(self, values: Tensor) -> Tensor:
+        """Sums, one a group."""
+        assert self.group is not None
+        return torch.zeros(self._groups, dtype=values.dtype, device=values.device).index_add(0, self.group, values)
 
     def state(self) -> dict[str, Any]:
         """Everything that `step` changes."""
@@ -90,12 +107,12 @@ class ScoreLearner:
             "scores": self.scores.detach().clone(),
             "velocity": self._velocity.clone(),
             "squares": self._squares,
-            "undecided": self._undecided,
+            "free": self._free,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go to where a learner of as many scores was."""
-        self._squares, self._undecided = state["squares"], state["undecided"]
+        self._squares, self._free = state["squares"], state["free"]
         self._velocity.copy_(state["velocity"])
         with torch.no_grad():
             self.scores.copy_(state["scores"])

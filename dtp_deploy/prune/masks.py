@@ -165,7 +165,9 @@ class ChannelMasks(StepwiseMasks):
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
         self.depth = depth
-        self.settings = settings if settings is not None else MaskSettings()
+        self.settings = (settings if settings is not None else MaskSettings()).with_split_decided(
+            budget, preferred=preferred is not None, depth=depth is not None
+        )
         self.cost = cost if cost is not None else cost_of(budget, model, groups)
         prunable = groups.prunable
         self.preferred = [None] * len(prunable) if preferred is None else [frozenset(units) for units in preferred]
@@ -196,10 +198,8 @@ class ChannelMasks(StepwiseMasks):
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
         self.scores = torch.cat(start).cpu().requires_grad_()
-        learn_split = self.settings.learn_split
-        if learn_split is None:
-            learn_split = budget.kind == "latency" or preferred is not None or depth is not None
-        self._learner = ScoreLearner(self.scores, self.settings, None if learn_split else self._group_of_unit)
+        free = self.settings.learn_split
+        self._learner = ScoreLearner(self.scores, self.settings, None if free else self._group_of_unit)
         self.price: float | None = None
         self._step = 0
         self._epsilon = 1.0

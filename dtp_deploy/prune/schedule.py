@@ -1,9 +1,11 @@
 """How budget, softness and learning rate of the masks move with the progress p = step / steps of the mask phase."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from dtp_deploy.budget import Granularity
+from dtp_deploy.budget import Budget, Granularity
 from dtp_deploy.errors import UsageError
 from dtp_deploy.prune.importance import ScoreStart, WeightStart
 
@@ -73,6 +75,7 @@ class MaskSettings:
             return
         given = [f"--solver {self.solver}"] * (self.solver != "exact")
         given += [f"--round-to {self.round_to}"] * (self.round_to > 1)
+        given += [f"MaskSettings(learn_split={self.learn_split})"] * (self.learn_split is not None)
         if given:
             raise UsageError(f"{given[0]} is of channels. Leave it out with --granularity {granularity}.")
         if self.scores not in get_args(WeightStart):
@@ -80,6 +83,18 @@ class MaskSettings:
                 f"--scores {self.scores} is of channels; with --granularity {granularity} scores start from "
                 f"{' or '.join(get_args(WeightStart))}. Give one of these, or leave --scores out."
             )
+
+    def with_split_decided(self, budget: Budget, *, preferred: bool, depth: bool) -> MaskSettings:
+        """These settings, with `learn_split` true or false.
+
+        Args:
+            budget: of the run.
+            preferred: whether the target likes some widths better than others.
+            depth: whether residual blocks may go as a whole.
+        """
+        if self.learn_split is not None:
+            return self
+        return replace(self, learn_split=budget.kind == "latency" or preferred or depth)
 
     def budget_at(self, progress: float, limit: float, dense: float) -> float:
         """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.

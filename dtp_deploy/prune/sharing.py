@@ -35,10 +35,13 @@ class Sharing(abc.ABC):
     Attributes:
         kept: how many weights are left in the end.
         ratio: the same as a share of all.
+        group: of each weight, shape [n,], int64, where every group keeps its mass whatever the scores; None where mass
+            moves between all.
     """
 
     kept: int
     ratio: float
+    group: Tensor | None = None
 
     @abc.abstractmethod
     def solve(self, scores: Tensor, epsilon: float, ratio: float, start: Threshold) -> tuple[Tensor, Threshold]:
@@ -87,6 +90,7 @@ class SharedBudget(Sharing):
         self._group = torch.repeat_interleave(
             torch.arange(len(self.sizes), device=device), torch.tensor(self.sizes, device=device)
         )
+        self.group = self._group if scope == "per-layer" else None
         self._last: tuple[TransportProblem, TransportResult]
 
     def _problem(self, scores: Tensor, epsilon: float, ratio: float) -> TransportProblem:
@@ -131,9 +135,11 @@ class BlockSharing(Sharing):
 
     Args:
         count: how many weights there are; four divides it.
+        device: where the scores are.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, device: torch.device | None = None) -> None:
+        self.group = torch.arange(count, device=device) // BLOCK
         self.ratio = KEPT_OF_BLOCK / BLOCK
         self.kept = count // BLOCK * KEPT_OF_BLOCK
 

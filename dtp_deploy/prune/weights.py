@@ -103,7 +103,7 @@ class WeightMasks(StepwiseMasks):
         self._sharing = self._make_sharing(limit, device)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
         self.scores.requires_grad_()
-        self._learner = ScoreLearner(self.scores, self.settings)
+        self._learner = ScoreLearner(self.scores, self.settings, self._sharing.group)
         self.price: float | None = None
         self._step, self._epsilon = 0, 1.0
         self._threshold: Threshold = None
@@ -124,7 +124,7 @@ class WeightMasks(StepwiseMasks):
                     f"{flag_of(budget.kind)} {budget} does not go with 2:4, which keeps two of every four weights "
                     "whatever the budget. Leave it out."
                 )
-            return BlockSharing(layers.count)
+            return BlockSharing(layers.count, device)
         if budget is None or budget.kind != "params":
             given = "no budget" if budget is None else f"{flag_of(budget.kind)} {budget}"
             raise UsageError(f"WeightMasks() got {given}. Give single weights a budget of parameters: --params 20%.")

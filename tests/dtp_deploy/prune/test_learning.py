@@ -5,11 +5,11 @@ import torch
 
 from dtp_deploy.budget import Budget
 from dtp_deploy.cost import ChannelCount
-from dtp_deploy.prune import ChannelMasks, MaskSettings
+from dtp_deploy.prune import ChannelMasks, MaskSettings, WeightMasks, find_weights
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.transport import Floors, LinearCost, TransportProblem, sinkhorn_step, solve_exact
 
-from .tiny import UNITS, groups_of, network, put_on, train
+from .tiny import UNITS, batch, groups_of, network, put_on, train
 
 HALF = Budget("macs", 0.5, relative=True)
 
@@ -57,29 +57,88 @@ def test_groups_whose_masks_are_all_hard_stay_where_they_are():
     assert scores.isfinite().all()
 
 
-def test_hard_masks_do_not_change_how_fast_the_others_learn():
+def moved(masks, gradients, group=None):
+    """How far scores go in one step for each of the gradients."""
+    logits = torch.logit(torch.tensor(masks, dtype=torch.float64))
+    scores = logits.clone().requires_grad_()
+    learner = ScoreLearner(scores, MaskSettings(), None if group is None else torch.tensor(group))
+    for step, gradient in enumerate(gradients):
+        learner.step(torch.sigmoid(scores), torch.tensor(gradient, dtype=torch.float64), 2.0, step, 0.0)
+    return scores.detach() - logits
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_half_kept_units_go_as_far_as_the_rate_says_whatever_the_size_of_the_gradient(size):
+    rate = MaskSettings().score_rate
+    distance = moved([0.5] * 4, [[size, -size, size, size]])
+    torch.testing.assert_close(distance, torch.tensor([-rate, rate, -rate, -rate], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("group", [None, [0, 0, 0, 0]])
+def test_hard_masks_do_not_change_how_fast_the_others_learn(group):
+    masks = [0.2, 0.4, 0.6, 0.8]
+    gradients = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    alone = moved(masks, gradients, group)
+    beside = moved(
+        masks + [1 - 1e-15] * 1000,
+        [one + [1.0] * 1000 for one in gradients],
+        None if group is None else group + [1] * 1000,
+    )
+    torch.testing.assert_close(beside[:4], alone)
+    assert alone.abs().max() > 0.05
+
+
+def test_units_that_are_alone_in_their_group_do_not_change_how_fast_the_others_learn():
+    masks, gradients = [0.2, 0.4, 0.6, 0.8], [[1.0, -2.0, 0.5, 3.0]]
+    alone = moved(masks, gradients, [0] * 4)
+    beside = moved(masks + [0.5] * 100, [gradients[0] + [1.0] * 100], [0] * 4 + list(range(1, 101)))
+    torch.testing.assert_close(beside[:4], alone)
+    assert (beside[4:] == 0).all()
+
+
+def test_free_units_are_what_independent_gradients_would_show():
     generator = torch.Generator().manual_seed(0)
-    moved = []
-    for hard in (0, 1000):
-        logits = torch.cat([torch.tensor([-1.0, -0.2, 0.3, 0.9]), torch.full((hard,), 80.0)]).double()
-        scores = logits.clone().requires_grad_()
-        learner = ScoreLearner(scores, MaskSettings(), None)
-        for step in range(5):
-            gradient = torch.randn(4, dtype=torch.float64, generator=generator.manual_seed(step))
-            gradient = torch.cat([gradient, torch.ones(hard, dtype=torch.float64)])
-            learner.step(torch.sigmoid(scores), gradient, 2.0, step, 0.0)
-        moved.append((scores.detach() - logits)[:4])
-    torch.testing.assert_close(moved[1], moved[0])
-    assert moved[0].abs().max() > 0.1
+    masks = torch.rand(7, dtype=torch.float64, generator=generator)
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    learner = ScoreLearner(torch.logit(masks).requires_grad_(), MaskSettings(), group)
+    gradients = torch.randn(20_000, 7, dtype=torch.float64, generator=generator)
+    shown = torch.stack([learner.slope(masks, one, 2.0).square().sum() for one in gradients]).mean()
+    assert learner.free_units(masks) == pytest.approx(16 * float(shown), rel=0.03)
 
 
-def test_no_score_is_thrown_about_when_the_first_units_are_doubted():
-    """Nearly all masks are one then: few units carry the whole gradient of one batch."""
+def test_the_scale_follows_the_gradients():
+    settings = MaskSettings(rms_decay=0.5, score_momentum=0.0)
+    scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    learner = ScoreLearner(scores, settings)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    for step, size in enumerate([1.0] * 40 + [1e-3] * 40):
+        before = scores.detach().clone()
+        masks = 0.5 + 0.25 * (scores - scores.detach())  # at a half, with the slope of a sigmoid there
+        learner.step(masks, size * signs, 2.0, step, 0.0)
+    torch.testing.assert_close((scores - before).abs().detach(), torch.full((4,), settings.score_rate).double())
+
+
+def test_gradients_of_zero_for_ever_move_nothing():
+    scores = torch.tensor([-1.0, 0.3, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    before = scores.detach().clone()
+    learner = ScoreLearner(scores, MaskSettings(rms_decay=0.01))
+    learner.step(torch.sigmoid(scores), torch.ones(4).double(), 2.0, 0, 1.0)  # at the end, where the rate is zero
+    for step in range(1, 400):
+        learner.step(torch.sigmoid(scores), torch.zeros(4).double(), 2.0, step, 1.0)
+    assert torch.equal(scores.detach(), before)
+
+
+@pytest.mark.parametrize("granularity", ["2:4", "channels"])
+def test_the_first_units_to_be_doubted_are_not_thrown_about(granularity):
+    """One of a group or block carries all that is missing then, and what is left of its slope is rounding."""
     model = network()
-    masks = put_on(model, HALF, steps=1000)
+    if granularity == "2:4":
+        masks = WeightMasks(model, find_weights(model, batch(size=1)[0], "2:4"), steps=2000)
+    else:
+        masks = put_on(model, HALF, steps=2000)
     before = masks.scores.detach().clone()
     train(model, masks, 1)
-    assert 0 < (masks.scores - before).abs().max() <= MaskSettings().score_rate
+    assert (masks.scores - before).abs().max() < 1e-6
 
 
 def test_the_tiny_network_has_groups_of_unlike_cost():

@@ -72,6 +72,8 @@ def test_what_is_of_channels_only_is_refused_for_weights(granularity: Granularit
             MaskSettings(scores=scores).check_granularity(granularity)
     with pytest.raises(UsageError, match="--round-to 8 is of channels"):
         Settings(granularity=granularity, masks=MaskSettings(round_to=8))
+    with pytest.raises(UsageError, match=r"MaskSettings\(learn_split=False\) is of channels"):
+        Settings(granularity=granularity, masks=MaskSettings(learn_split=False))
 
 
 def test_an_unknown_granularity_is_refused() -> None:
