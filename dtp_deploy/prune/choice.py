@@ -206,6 +206,31 @@ def floor_units(
     return [1] * len(groups)
 
 
+def raised_to_floors(
+    levels: Sequence[WidthLevels], floors: Sequence[int], cost: WidthFunction, limit: float
+) -> list[WidthLevels]:
+    """Without the widths below the floors, as far as the limit allows; the one that is furthest below goes first.
+
+    A width below stands in where the next one is far above the floor. A layer left with 1 of 8 channels costs more
+    accuracy than what its other channels would take from the rest, so that is for where nothing else fits.
+
+    >>> from dtp_deploy.cost import ChannelCount
+    >>> levels, count = [WidthLevels((1, 8)), WidthLevels((8, 32))], ChannelCount(torch.ones(2, dtype=torch.float64))
+    >>> [[level.units for level in raised_to_floors(levels, [2, 12], count, limit)] for limit in (15, 30, 40)]
+    [[(1, 8), (8, 32)], [(8,), (8, 32)], [(8,), (32,)]]
+    """
+    least = [level.units[0] for level in levels]
+    below = [number for number, floor in enumerate(floors) if least[number] < floor and len(levels[number].units) > 1]
+    for number in sorted(below, key=lambda number: least[number] / floors[number]):
+        raised = [*least[:number], levels[number].units[1], *least[number + 1 :]]
+        if float(cost(torch.tensor(raised, dtype=torch.float64))[0]) <= limit:
+            least = raised
+    return [
+        WidthLevels(tuple(units for units in level.units if units >= low))
+        for level, low in zip(levels, least, strict=True)
+    ]
+
+
 def even_widths(level: WidthLevels, count: float) -> WidthLevels:
     """The two allowed widths around `count` units: all that is left to choose where every layer keeps the same ratio.
 

@@ -36,6 +36,7 @@ from dtp_deploy.prune.choice import (
     even_widths,
     floor_units,
     kept_counts,
+    raised_to_floors,
     uniform_ratio,
 )
 from dtp_deploy.prune.depth import Depth
@@ -326,7 +327,8 @@ class ChannelMasks(StepwiseMasks):
             ratio = uniform_ratio(cost, self._units, limit)
             whole = self._allowed([1] * len(groups))
             return [even_widths(level, ratio * group.units) for level, group in zip(whole, groups, strict=True)]
-        return self._allowed(self._floors(limit, cost))
+        floors = self._floors(limit, cost)
+        return raised_to_floors(self._allowed(floors), floors, cost, limit)
 
     def _floors(self, limit: float, cost: WidthFunction) -> list[int]:
         """The least units of every group."""
