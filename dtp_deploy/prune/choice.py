@@ -209,10 +209,11 @@ def floor_units(
 def raised_to_floors(
     levels: Sequence[WidthLevels], floors: Sequence[int], cost: WidthFunction, limit: float
 ) -> list[WidthLevels]:
-    """Without the widths below the floors, as far as the limit allows; the one that is furthest below goes first.
+    """Without the widths far below the floors, as far as the limit allows; the one that is furthest below goes first.
 
     A width below stands in where the next one is far above the floor. A layer left with 1 of 8 channels costs more
-    accuracy than what its other channels would take from the rest, so that is for where nothing else fits.
+    accuracy than what its other channels would take from the rest, so that is for where nothing else fits. A width that
+    is not far below is as good as the floor.
 
     >>> from dtp_deploy.cost import ChannelCount
     >>> levels, count = [WidthLevels((1, 8)), WidthLevels((8, 32))], ChannelCount(torch.ones(2, dtype=torch.float64))
@@ -220,7 +221,9 @@ def raised_to_floors(
     [[(1, 8), (8, 32)], [(8,), (8, 32)], [(8,), (32,)]]
     """
     least = [level.units[0] for level in levels]
-    below = [number for number, floor in enumerate(floors) if least[number] < floor and len(levels[number].units) > 1]
+    below = [
+        number for number, floor in enumerate(floors) if least[number] * _FAR <= floor and len(levels[number].units) > 1
+    ]
     for number in sorted(below, key=lambda number: least[number] / floors[number]):
         raised = [*least[:number], levels[number].units[1], *least[number + 1 :]]
         if float(cost(torch.tensor(raised, dtype=torch.float64))[0]) <= limit:

@@ -199,7 +199,7 @@ class ChannelMasks(StepwiseMasks):
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
         self.scores = torch.cat(start).cpu().requires_grad_()
-        free = self.settings.learn_split
+        free = self.settings.learn_split and budget.scope == "global"
         self._learner = ScoreLearner(self.scores, self.settings, None if free else self._group_of_unit)
         self.price: float | None = None
         self._step = 0

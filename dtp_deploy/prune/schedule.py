@@ -94,7 +94,8 @@ class MaskSettings:
         """
         if self.learn_split is not None:
             return self
-        return replace(self, learn_split=budget.kind == "latency" or preferred or depth)
+        learned = budget.scope == "global" and (budget.kind == "latency" or preferred or depth)
+        return replace(self, learn_split=learned)
 
     def budget_at(self, progress: float, limit: float, dense: float) -> float:
         """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.

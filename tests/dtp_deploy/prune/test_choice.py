@@ -18,6 +18,7 @@ from dtp_deploy.prune.choice import (
     even_widths,
     floor_units,
     kept_counts,
+    raised_to_floors,
     uniform_ratio,
 )
 
@@ -167,3 +168,11 @@ def test_even_widths_are_the_two_around_a_count():
     assert even_widths(level, 17.3).units == (16, 20)
     assert even_widths(level, 20.0).units == (20,)
     assert math.isclose(float(kept_counts({"g": [1, 2]}, [ChannelGroup("g", 4, 1, ())])), 2)
+
+
+def test_a_width_little_below_the_floor_is_as_good_as_the_floor() -> None:
+    """Raising it would push all other groups down to their floors."""
+    levels = [WidthLevels((8, 32, 64)), *(WidthLevels(tuple(range(9, 65))) for _ in range(3))]
+    count = ChannelCount(torch.ones(4, dtype=torch.float64))
+    assert raised_to_floors(levels, [9] * 4, count, 74) == levels
+    assert raised_to_floors(levels, [12, 9, 9, 9], count, 74)[0].units == (32, 64)

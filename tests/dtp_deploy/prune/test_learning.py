@@ -158,6 +158,11 @@ def test_the_tiny_network_has_groups_of_unlike_cost():
         (Budget("size", 0.5, relative=True), {}, False),
         (Budget("channels", 0.5, relative=True), {}, False),
         (Budget("macs", 0.5, relative=True, scope="per-layer"), {}, False),
+        (
+            Budget("latency", 0.5, relative=True, scope="per-layer"),
+            {"cost": ChannelCount(torch.ones(3).double())},
+            False,
+        ),
         (Budget("latency", 0.5, relative=True), {"cost": ChannelCount(torch.ones(3).double())}, True),
         (
             Budget("latency", 0.5, relative=True),
