@@ -246,9 +246,9 @@ def test_the_masks_learn_which_units_matter(useful, solver):
     model = Sum()
     groups = prove(model, find_groups(model, torch.zeros(1, 8)))
     budget, settings = Budget("channels", 4), MaskSettings(solver=solver, scores="uniform")
-    masks = ChannelMasks(model, groups, budget, steps=60, settings=settings)
+    masks = ChannelMasks(model, groups, budget, steps=120, settings=settings)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
+    for _ in range(120):
         x = torch.randn(32, 8, generator=generator)
         wanted = torch.relu(x[:, useful]).sum(1, keepdim=True)
         (model(x) - wanted).square().mean().backward()
