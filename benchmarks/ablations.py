@@ -46,7 +46,6 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
     "dtp-mask-15": lambda settings: replace(settings, mask_share=0.15),
     "dtp-mask-24": lambda settings: replace(settings, mask_share=0.24),
     "dtp-mask-40": lambda settings: replace(settings, mask_share=0.4),
-    "dtp-mask-80": lambda settings: replace(settings, mask_share=0.8),
     "dtp-no-distill": lambda settings: replace(settings, distill=False),
 }
 """What becomes of the settings of a run."""

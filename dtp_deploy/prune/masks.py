@@ -199,8 +199,8 @@ class ChannelMasks(StepwiseMasks):
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
         self.scores = torch.cat(start).cpu().requires_grad_()
-        free = self.settings.learn_split and budget.scope == "global"
-        self._learner = ScoreLearner(self.scores, self.settings, None if free else self._group_of_unit)
+        group = None if self.settings.learn_split else self._group_of_unit
+        self._learner = ScoreLearner(self.scores, self.settings, group)
         self.price: float | None = None
         self._step = 0
         self._epsilon = 1.0

@@ -85,17 +85,17 @@ class MaskSettings:
             )
 
     def with_split_decided(self, budget: Budget, *, preferred: bool, depth: bool) -> MaskSettings:
-        """These settings, with `learn_split` true or false.
+        """These settings, with `learn_split` true or false; where every layer has a budget of its own, false.
 
         Args:
             budget: of the run.
             preferred: whether the target likes some widths better than others.
             depth: whether residual blocks may go as a whole.
         """
-        if self.learn_split is not None:
-            return self
-        learned = budget.scope == "global" and (budget.kind == "latency" or preferred or depth)
-        return replace(self, learn_split=learned)
+        learned = self.learn_split
+        if learned is None:
+            learned = budget.kind == "latency" or preferred or depth
+        return replace(self, learn_split=learned and budget.scope == "global")
 
     def budget_at(self, progress: float, limit: float, dense: float) -> float:
         """The cost that the masks shall have: from just below the dense network down to the limit, and then the limit.

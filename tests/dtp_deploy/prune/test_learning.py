@@ -160,7 +160,7 @@ def test_the_tiny_network_has_groups_of_unlike_cost():
         (Budget("macs", 0.5, relative=True, scope="per-layer"), {}, False),
         (
             Budget("latency", 0.5, relative=True, scope="per-layer"),
-            {"cost": ChannelCount(torch.ones(3).double())},
+            {"cost": ChannelCount(torch.ones(3).double()), "settings": MaskSettings(learn_split=True)},
             False,
         ),
         (Budget("latency", 0.5, relative=True), {"cost": ChannelCount(torch.ones(3).double())}, True),
@@ -176,4 +176,5 @@ def test_a_latency_is_split_by_its_price_and_what_is_asked_for_counts(budget, gi
     masks = ChannelMasks(model, groups_of(model), budget, steps=20, **given)
     before = means(masks)
     train(model, masks, 20)
+    assert masks.settings.learn_split is learned
     assert bool((means(masks) - before).abs().max() > 0.01) is learned
