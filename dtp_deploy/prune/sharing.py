@@ -55,6 +55,10 @@ class Sharing(abc.ABC):
     def choose(self, scores: Tensor) -> Tensor:
         """Whether each weight is kept, shape [n,], bool: `kept` in all; of equal scores the one that comes first."""
 
+    def least_softness(self, ratio: float) -> float:
+        """The softness of masks with a mean of `ratio` that are as hard as they can be, at any epsilon."""
+        return 0.0
+
     def price(self, gradient: Tensor) -> float | None:
         """What a loss falls by, to first order, for as much more budget as all weights; None without one budget.
 
@@ -150,6 +154,11 @@ class BlockSharing(Sharing):
         """All blocks at once."""
         result = solve_blocks(self._problem(scores, epsilon, ratio), start)
         return result.masks.view(-1), result.thresholds
+
+    def least_softness(self, ratio: float) -> float:
+        """Of every block, one weight is kept in part where its mass is not a whole number."""
+        part = math.fmod(BLOCK * ratio, 1.0)
+        return 4 * part * (1 - part) / BLOCK
 
     def epsilon_for(self, scores: Tensor, epsilon: float, ratio: float, wanted: float) -> float:
         """Searched for all blocks together."""

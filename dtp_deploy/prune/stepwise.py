@@ -51,6 +51,10 @@ class StepwiseMasks(abc.ABC):
         """Mean entropy of the masks, see `dtp_deploy.transport.entropy_bits`."""
         return entropy_bits(self._present())
 
+    def _least_softness(self) -> float:
+        """What of the present masks' softness no epsilon can take away."""
+        return 0.0
+
     @contextmanager
     def hardened(self) -> Iterator[None]:
         """Within the context, masks of 0.5 or more are 1 in the model, and the others 0; scores stay as they are."""
@@ -68,9 +72,12 @@ class StepwiseMasks(abc.ABC):
 
         Masks that are half decided have a softness in proportion to epsilon, so the last step says what this one needs.
         Exact softness matters at the end, where masks must be hard, and not on the way.
+
+        Args:
+            wanted: above what no epsilon can take away.
         """
         if 0 < self._step < self.steps:
-            last = softness(self._present())
+            last = softness(self._present()) - self._least_softness()
             if last > 0 and 0.8 < wanted / last < 1.25:
                 return min(max(self._epsilon * wanted / last, 1e-9), 1e6)
         return None

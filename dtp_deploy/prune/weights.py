@@ -153,6 +153,9 @@ class WeightMasks(StepwiseMasks):
     def _in_model(self) -> list[Tensor]:
         return self._masks
 
+    def _least_softness(self) -> float:
+        return self._sharing.least_softness(self.cost_share)
+
     @property
     def cost_share(self) -> float:
         """The mean mask: the share of the weights that is kept now."""
@@ -198,9 +201,12 @@ class WeightMasks(StepwiseMasks):
         """The next step's epsilon, and its transport."""
         ratio = self._ratio_now()
         wanted = self.settings.softness_at(self.progress, self._sharing.ratio, ratio)
+        least = self._sharing.least_softness(ratio)
+        if least > 0:  # softness goes the same share of the way from equal masks to masks as hard as they can be
+            wanted *= 1 - least / (4 * ratio * (1 - ratio))
         epsilon = self._epsilon_that_follows(wanted)
         if epsilon is None:
-            epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
+            epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, least + wanted)
         if self._threshold is not None:
             self._start = self._threshold * (self._epsilon / epsilon)  # logits scale with 1 / epsilon
         self._epsilon = epsilon

@@ -23,6 +23,7 @@ from dtp_deploy.prune import (
 )
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, even_counts
 from dtp_deploy.prune.weights import initial_scores
+from dtp_deploy.transport import softness
 from tests.dtp_deploy.prune.tiny import batch, network
 
 FIFTH = parse_budget("params", "20%")
@@ -216,6 +217,33 @@ def test_two_of_every_four_are_kept_and_of_equal_scores_the_first(values: list[f
     for block, kept in zip(torch.tensor(values).view(-1, 4), keep.view(-1, 4), strict=True):
         expected = sorted(range(4), key=lambda index: (-float(block[index]), index))[:2]
         assert torch.nonzero(kept).flatten().tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("ratio", [0.999, 0.8, 0.75, 0.6875, 0.501, 0.5])
+def test_of_every_block_one_weight_is_kept_in_part_at_any_epsilon(ratio: float) -> None:
+    sharing = BlockSharing(400)
+    scores = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masks, _ = sharing.solve(scores, 1e-9, ratio, None)
+    assert sharing.least_softness(ratio) == pytest.approx(softness(masks), rel=1e-6, abs=1e-12)
+
+
+def test_all_along_the_way_more_than_one_weight_of_four_is_undecided_until_masks_are_to_be_hard() -> None:
+    """While the mass is between whole numbers, masks are softer than a schedule that does not know of it asks for."""
+    model = network()
+    masks = put_on(model, "2:4", 60)
+    moved, epsilons = [], []
+
+    def after_step() -> None:
+        before = masks.scores.detach().clone()
+        masks.step()
+        moved.append(float((masks.scores.detach() - before).abs().mean()))
+        epsilons.append(masks._epsilon)
+
+    train(model, 60, after_step)
+    spread = float(masks.scores.detach().std())
+    assert min(epsilons) > 1e-3 * spread
+    assert min(moved[5:30]) > 1e-4 * spread
+    assert softness(masks.masks) == pytest.approx(MaskSettings().softness_end, rel=0.3)
 
 
 @pytest.mark.parametrize("floor_share", [0.0, 0.9])
