@@ -62,9 +62,9 @@ class Pruning(abc.ABC):
 
     notes: tuple[str, ...] = ()
 
+    @abc.abstractmethod
     def in_force(self, settings: MaskSettings) -> MaskSettings:
         """Settings as the masks use them, with nothing left to be decided."""
-        return settings
 
     @abc.abstractmethod
     def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> Masks:
@@ -98,9 +98,9 @@ class ChannelPruning(Pruning):
         self.notes = limits.notes
 
     def in_force(self, settings: MaskSettings) -> MaskSettings:
-        """With the split of the budget decided."""
+        """With the rate of the scores and the split of the budget decided."""
         preferred = self.limits.preferred is not None
-        return settings.with_split_decided(
+        return settings.for_granularity("channels").with_split_decided(
             self.limits.all[0].budget, preferred=preferred, depth=bool(self.groups.blocks)
         )
 
@@ -154,6 +154,10 @@ class WeightPruning(Pruning):
         zeros = layers.count // 2
         self.limit = float(dense.params - zeros) if budget is None else budget.limit_for(float(dense.params))
         self._finishing = params - dense.params
+
+    def in_force(self, settings: MaskSettings) -> MaskSettings:
+        """With the rate of the scores decided."""
+        return settings.for_granularity(self.layers.granularity)
 
     def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> WeightMasks:
         """On the weights of the layers."""

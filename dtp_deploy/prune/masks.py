@@ -166,9 +166,8 @@ class ChannelMasks(StepwiseMasks):
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
         self.depth = depth
-        self.settings = (settings if settings is not None else MaskSettings()).with_split_decided(
-            budget, preferred=preferred is not None, depth=depth is not None
-        )
+        settings = (settings if settings is not None else MaskSettings()).for_granularity("channels")
+        self.settings = settings.with_split_decided(budget, preferred=preferred is not None, depth=depth is not None)
         self.cost = cost if cost is not None else cost_of(budget, model, groups)
         prunable = groups.prunable
         self.preferred = [None] * len(prunable) if preferred is None else [frozenset(units) for units in preferred]

@@ -11,6 +11,9 @@ from dtp_deploy.prune.importance import ScoreStart, WeightStart
 
 Solver = Literal["exact", "sinkhorn-1"]
 
+_RATES: dict[Granularity, float] = {"channels": 0.05, "weights": 0.005, "2:4": 0.005}
+"""First learning rate of the scores."""
+
 
 @dataclass(frozen=True)
 class MaskSettings:
@@ -21,7 +24,8 @@ class MaskSettings:
         scores: how scores start: "l2", norms of weights; "bn", scales of BatchNorm; "taylor", the loss's slope, which
             needs data; "uniform", all the same.
         score_batches: batches that "taylor" looks at.
-        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p).
+        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). None: that of the granularity, 0.05
+            for channels, 0.005 for single weights, of each of which the loss says less.
         score_momentum: of the scores' updates.
         rms_decay: of the running mean square by which the scores' gradient is divided: over all undecided units of the
             network, so that layers stay comparable.
@@ -41,7 +45,7 @@ class MaskSettings:
     solver: Solver = "exact"
     scores: ScoreStart = "l2"
     score_batches: int = 20
-    score_rate: float = 0.05
+    score_rate: float | None = None
     score_momentum: float = 0.9
     rms_decay: float = 0.99
     budget_reached: float = 0.7
@@ -64,6 +68,15 @@ class MaskSettings:
             raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
         if not 0 < self.budget_reached <= 1:
             raise UsageError(f"budget_reached is {self.budget_reached}; give a number above 0 and at most 1.")
+
+    def for_granularity(self, granularity: Granularity) -> MaskSettings:
+        """These settings, with the rate of the scores decided.
+
+        Raises:
+            UsageError: single weights, and something that is of channels only.
+        """
+        self.check_granularity(granularity)
+        return replace(self, score_rate=_RATES[granularity]) if self.score_rate is None else self
 
     def check_granularity(self, granularity: Granularity) -> None:
         """Raise unless these settings can be of masks of that granularity.
@@ -131,5 +144,6 @@ class MaskSettings:
         return float(held * (self.softness_end / held) ** min(after, 1.0))
 
     def rate_at(self, progress: float) -> float:
-        """Learning rate of the scores."""
+        """Learning rate of the scores, once it is decided."""
+        assert self.score_rate is not None
         return float(self.score_rate * max(0.0, 1.0 - progress) ** 0.5)

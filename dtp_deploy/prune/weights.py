@@ -41,6 +41,9 @@ from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Thresh
 from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import by_first, mean_over_ranks
 
+_TINY = 1e-12
+"""Sizes below this, as a share of the largest in their layer, are as good as zero."""
+
 
 class _WeightMask(nn.Module):
     """Multiplies a weight by its mask. The mask is no parameter: the optimiser of the weights leaves it alone."""
@@ -89,8 +92,7 @@ class WeightMasks(StepwiseMasks):
         if steps < 1:
             raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
         self.model, self.layers, self.budget, self.steps = model, layers, budget, steps
-        self.settings = settings if settings is not None else MaskSettings()
-        self.settings.check_granularity(layers.granularity)
+        self.settings = (settings if settings is not None else MaskSettings()).for_granularity(layers.granularity)
         for layer in layers.maskable:
             if parametrize.is_parametrized(layer.module(model), "weight"):
                 raise UsageError(
@@ -268,23 +270,31 @@ class WeightMasks(StepwiseMasks):
 def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tensor:
     """One score a weight, all layers one after the other, shape [n,], float64.
 
-    "l2" is the size of a weight relative to the mean size in its layer, brought to unit spread: as `initial_scores` of
-    channels, for units of one weight. Of weights of the same score, the one that comes first in its layer counts more.
+    "l2" is the size of a weight relative to the norm of all weights of its layer that are not smaller, as a logarithm:
+    half of that of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). It is free
+    of the scale of a layer, and the last weights of a layer weigh more the fewer they are, so that one threshold gives
+    every layer a share of its own. Of weights of the same size, the one that comes first in its layer counts more.
 
     Args:
         weights: flat, one tensor a layer.
         start: "l2" or "uniform".
     """
-    sizes = [weight.abs().to(torch.float64) for weight in weights]
-    scores = torch.cat([size / size.mean().clamp_min(1e-30) - 1 for size in sizes])
-    if start == "uniform":
-        scores = torch.zeros_like(scores)
-    scores = scores / scores.std(correction=0).clamp_min(1e-6)
+    # On the CPU: some GPUs do not add up in the same order twice, and all processes shall start from the same scores.
+    sizes = [weight.abs().to("cpu", torch.float64) for weight in weights]
+    scores = torch.cat([torch.zeros_like(size) if start == "uniform" else _log_share(size) for size in sizes])
     places = [
-        (torch.arange(len(size), device=size.device, dtype=torch.float64) + number / len(sizes)) / len(size)
+        (torch.arange(len(size), dtype=torch.float64) + number / len(sizes)) / len(size)
         for number, size in enumerate(sizes)
     ]
-    return scores - 1e-4 * torch.cat(places)
+    return (scores - 1e-4 * torch.cat(places)).to(weights[0].device)
+
+
+def _log_share(sizes: Tensor) -> Tensor:
+    """log(size / norm of all sizes up to it, the largest first), shape [n,]; zero for the largest, finite for zeros."""
+    order = torch.argsort(sizes, descending=True, stable=True)
+    ordered = (sizes[order] / sizes.max().clamp_min(_TINY)).clamp_min(_TINY)
+    shares = ordered.log() - ordered.square().cumsum(0).log() / 2
+    return torch.empty_like(sizes).index_copy_(0, order, shares)
 
 
 def counted(plan: PruningPlan, model: nn.Module) -> PruningPlan:

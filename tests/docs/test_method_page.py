@@ -20,7 +20,8 @@ MASKS, TRAINING = MaskSettings(), Settings()
     [
         f"h0 = {MASKS.softness_start} of the softness of equal masks at the budget, h1 = {MASKS.softness_end}",
         f"momentum ({MASKS.score_momentum}) on their gradient",
-        f"rate {MASKS.score_rate} sqrt(1 - p)",
+        f"rate {MASKS.for_granularity('channels').score_rate} sqrt(1 - p)",
+        f"at rate {MASKS.for_granularity('weights').score_rate},",
         f"(1 - p / {MASKS.budget_reached})^3 until p = {MASKS.budget_reached}",
         f"The mask phase is {TRAINING.mask_share:.0%} of all steps".replace("%", " %"),
         f"statistics are estimated anew on {TRAINING.batchnorm_batches} batches",

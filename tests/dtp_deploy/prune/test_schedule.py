@@ -35,11 +35,13 @@ def test_softness_stays_below_that_of_equal_masks(progress, ratio, now):
     assert MaskSettings().softness_at(progress, ratio, now) < 4 * now * (1 - now)
 
 
-def test_rates_fall_to_zero():
-    settings = MaskSettings()
+@pytest.mark.parametrize(("granularity", "first"), [("channels", 0.05), ("weights", 0.005), ("2:4", 0.005)])
+def test_rates_fall_to_zero(granularity, first):
+    settings = MaskSettings().for_granularity(granularity)
     rates = [settings.rate_at(step / 10) for step in range(11)]
     assert rates == sorted(rates, reverse=True)
-    assert (rates[0], rates[-1]) == (0.05, 0)
+    assert (rates[0], rates[-1]) == (first, 0)
+    assert MaskSettings(score_rate=0.3).for_granularity(granularity).rate_at(0) == 0.3
 
 
 @pytest.mark.parametrize(
