@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
@@ -18,6 +19,9 @@ ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
 WeightStart = Literal["l2", "uniform"]
 """What scores of single weights may start from."""
 
+_LEAST = 1e-3
+"""A unit that matters less than this, as a share of the one that matters most in its group, is as good as dead."""
+
 Losses = Callable[[nn.Module], Iterable[Tensor]]
 """Gives the loss of a model on some batches, one scalar a batch, each with its graph."""
 
@@ -33,11 +37,12 @@ class Importance(Protocol):
 def initial_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2", losses: Losses | None = None
 ) -> tuple[Tensor, ...]:
-    """One score a unit for every group, each of shape [units,], float64, of mean 0 to within 1e-4.
+    """One score a unit for every group, each of shape [units,], float64; together they have unit spread.
 
-    Importance is divided by its group's mean, so that no layer wins by the scale of its numbers; then all scores are
-    brought to unit spread. No two are equal: units with equal scores would share the mass for ever. The lower index
-    counts more, relative to the size of its group, so that among equal units every layer keeps the same share.
+    A score is `log_shares` of the importance in its group, and log(n) / 2, n being the units of the group, centred and
+    scaled. No layer wins by the scale of its numbers or by its width: among equal units the k-th has log(n / k) / 2, so
+    that one threshold gives every layer the same share. A layer whose importance lies in few units keeps fewer. No two
+    scores are equal: such units would share the mass for ever. The lower index counts more.
 
     Args:
         model: the dense model; not changed.
@@ -50,13 +55,38 @@ def initial_scores(
         TrainingError: "taylor" met a loss or a gradient that is not finite.
     """
     importance = importance_of(start, losses)(model, groups)
-    relative = [values / values.mean().clamp_min(1e-30) - 1 for values in importance]
+    if start == "uniform":
+        scores = list(importance)
+    else:
+        scores = [log_shares(values, _LEAST) + math.log(len(values)) / 2 for values in importance]
     # Below 1e-6 they are equal but for rounding, which must not be blown up.
-    spread = torch.cat(relative).std(correction=0).clamp_min(1e-6)
-    places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in relative])
+    spread = torch.cat(scores).std(correction=0).clamp_min(1e-6)
+    centre = torch.cat(scores).mean()
+    places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
-    penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in relative])
-    return tuple(score / spread - penalty.to(score) for score, penalty in zip(relative, penalties, strict=True))
+    penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
+    return tuple(
+        (score - centre) / spread - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True)
+    )
+
+
+def log_shares(importance: Tensor, least: float) -> Tensor:
+    """log(one / norm of all that are not smaller, itself among them), shape [n,], float64: zero for the largest.
+
+    Half of the logarithm of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). Of
+    equal ones, the first counts as the larger.
+
+    Args:
+        importance: shape [n,], >= 0.
+        least: as a share of the largest, what all smaller ones count as.
+
+    >>> log_shares(torch.tensor([1.0, 2.0, 2.0]), 1e-3).exp().square()  # 1 / 9, 4 / 4, 4 / 8
+    tensor([0.1111, 1.0000, 0.5000], dtype=torch.float64)
+    """
+    values = importance.to(torch.float64)
+    order = torch.argsort(values, descending=True, stable=True)
+    ordered = (values[order] / values.max().clamp_min(least)).clamp_min(least)
+    return torch.empty_like(values).index_copy_(0, order, ordered.log() - ordered.square().cumsum(0).log() / 2)
 
 
 def importance_of(start: ScoreStart, losses: Losses | None = None) -> Importance:

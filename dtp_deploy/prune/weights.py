@@ -31,7 +31,7 @@ from dtp_deploy.cost import count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import tensor_by_name
 from dtp_deploy.modules import device_of
-from dtp_deploy.prune.importance import ScoreStart
+from dtp_deploy.prune.importance import ScoreStart, log_shares
 from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
@@ -41,8 +41,8 @@ from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Thresh
 from dtp_deploy.prune.stepwise import StepwiseMasks
 from dtp_deploy.ranks import by_first, mean_over_ranks
 
-_TINY = 1e-12
-"""Sizes below this, as a share of the largest in their layer, are as good as zero."""
+_LEAST = 1e-12
+"""A size below this, as a share of the largest in its layer, is as good as zero."""
 
 
 class _WeightMask(nn.Module):
@@ -270,10 +270,9 @@ class WeightMasks(StepwiseMasks):
 def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tensor:
     """One score a weight, all layers one after the other, shape [n,], float64.
 
-    "l2" is the size of a weight relative to the norm of all weights of its layer that are not smaller, as a logarithm:
-    half of that of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). It is free
-    of the scale of a layer, and the last weights of a layer weigh more the fewer they are, so that one threshold gives
-    every layer a share of its own. Of weights of the same size, the one that comes first in its layer counts more.
+    "l2" is the size of a weight relative to the norm of all weights of its layer that are not smaller: `log_shares`. It
+    is free of the scale of a layer, and the last weights of a layer weigh more the fewer they are, so that one
+    threshold gives every layer a share of its own. Of the same size, the weight that comes first counts more.
 
     Args:
         weights: flat, one tensor a layer.
@@ -281,20 +280,12 @@ def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tenso
     """
     # On the CPU: some GPUs do not add up in the same order twice, and all processes shall start from the same scores.
     sizes = [weight.abs().to("cpu", torch.float64) for weight in weights]
-    scores = torch.cat([torch.zeros_like(size) if start == "uniform" else _log_share(size) for size in sizes])
+    scores = torch.cat([torch.zeros_like(size) if start == "uniform" else log_shares(size, _LEAST) for size in sizes])
     places = [
         (torch.arange(len(size), dtype=torch.float64) + number / len(sizes)) / len(size)
         for number, size in enumerate(sizes)
     ]
     return (scores - 1e-4 * torch.cat(places)).to(weights[0].device)
-
-
-def _log_share(sizes: Tensor) -> Tensor:
-    """log(size / norm of all sizes up to it, the largest first), shape [n,]; zero for the largest, finite for zeros."""
-    order = torch.argsort(sizes, descending=True, stable=True)
-    ordered = (sizes[order] / sizes.max().clamp_min(_TINY)).clamp_min(_TINY)
-    shares = ordered.log() - ordered.square().cumsum(0).log() / 2
-    return torch.empty_like(sizes).index_copy_(0, order, shares)
 
 
 def counted(plan: PruningPlan, model: nn.Module) -> PruningPlan:

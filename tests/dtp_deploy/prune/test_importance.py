@@ -6,7 +6,7 @@ from dtp_deploy.budget import Budget
 from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import find_groups
 from dtp_deploy.prune import ChannelMasks, MaskSettings
-from dtp_deploy.prune.importance import Taylor, batchnorm_scale, initial_scores, l2
+from dtp_deploy.prune.importance import Taylor, batchnorm_scale, initial_scores, l2, log_shares
 from dtp_deploy.testing.zoo import ZOO
 
 from .proven import proven
@@ -30,13 +30,25 @@ def test_the_norm_of_a_unit_holds_its_writers_bias_and_readers():
     assert l2(model, groups.prunable)[0].tolist() == [5, 3, 0, 2]
 
 
-def test_scores_start_with_the_relative_norm_or_equal():
+def test_scores_start_with_the_share_of_the_norms_that_are_not_smaller_or_equal():
     model, groups = chain()
     (scores,) = initial_scores(model, groups.prunable)
-    relative = torch.tensor([1.0, 0.2, -1.0, -0.2], dtype=torch.float64)
-    torch.testing.assert_close(scores, relative / relative.std(correction=0), atol=1.1e-4, rtol=0)
+    # Squared norms of 25, 9, 0 and 4; what is below a thousandth of the largest norm counts as that.
+    lamp = torch.tensor([1, 9 / 34, 25e-6 / (38 + 25e-6), 4 / 38], dtype=torch.float64)
+    wanted = lamp.log() / 2
+    wanted = (wanted - wanted.mean()) / wanted.std(correction=0)
+    torch.testing.assert_close(scores, wanted, atol=1.1e-4, rtol=0)
     (equal,) = initial_scores(model, groups.prunable, "uniform")
     assert equal.abs().max() <= 1e-4
+
+
+def test_a_layer_whose_norms_lie_in_few_units_keeps_fewer_of_them():
+    even, uneven = torch.ones(100), torch.cat([torch.full((10,), 10.0), torch.ones(90)])
+    scores = [log_shares(values, 1e-3) for values in (even, uneven)]
+    threshold = torch.cat(scores).median()
+    kept = [int((one > threshold).sum()) for one in scores]
+    assert sum(kept) in (99, 100)
+    assert kept[1] < kept[0] / 2
 
 
 def sum_of_weights(model):
