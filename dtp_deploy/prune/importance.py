@@ -19,8 +19,8 @@ ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
 WeightStart = Literal["l2", "uniform"]
 """What scores of single weights may start from."""
 
-_LEAST = 1e-3
-"""A unit that matters less than this, as a share of the one that matters most in its group, is as good as dead."""
+_LEAST = 0.1
+"""A unit below this, as a share of the largest of its group, is as good as dead, and counts as this."""
 
 Losses = Callable[[nn.Module], Iterable[Tensor]]
 """Gives the loss of a model on some batches, one scalar a batch, each with its graph."""
@@ -37,12 +37,12 @@ class Importance(Protocol):
 def initial_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], start: ScoreStart = "l2", losses: Losses | None = None
 ) -> tuple[Tensor, ...]:
-    """One score a unit for every group, each of shape [units,], float64; together they have unit spread.
+    """One score a unit for every group, each of shape [units,], float64.
 
-    A score is `log_shares` of the importance in its group, and log(n) / 2, n being the units of the group, centred and
-    scaled. No layer wins by the scale of its numbers or by its width: among equal units the k-th has log(n / k) / 2, so
-    that one threshold gives every layer the same share. A layer whose importance lies in few units keeps fewer. No two
-    scores are equal: such units would share the mass for ever. The lower index counts more.
+    It is log(n LAMP): twice `log_shares` of the importance in its group, and log(n), n being the units of the group. No
+    layer wins by the scale of its numbers or by its width: among equal units the k-th has log(n / k), which has unit
+    spread, so that one threshold gives every layer the same share. A layer whose importance lies in few units keeps
+    fewer. No two scores are equal: such units would share the mass for ever. The lower index counts more.
 
     Args:
         model: the dense model; not changed.
@@ -56,22 +56,17 @@ def initial_scores(
     """
     importance = importance_of(start, losses)(model, groups)
     if start == "uniform":
-        scores = list(importance)
+        scores = [torch.zeros_like(values) for values in importance]
     else:
-        scores = [log_shares(values, _LEAST) + math.log(len(values)) / 2 for values in importance]
-    # Below 1e-6 they are equal but for rounding, which must not be blown up.
-    spread = torch.cat(scores).std(correction=0).clamp_min(1e-6)
-    centre = torch.cat(scores).mean()
+        scores = [2 * log_shares(values, _LEAST) + math.log(len(values)) for values in importance]
     places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
     penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
-    return tuple(
-        (score - centre) / spread - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True)
-    )
+    return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
 
 
 def log_shares(importance: Tensor, least: float) -> Tensor:
-    """log(one / norm of all that are not smaller, itself among them), shape [n,], float64: zero for the largest.
+    """log(one / norm of all that are not smaller, itself among them), shape [n,], float64, on the CPU; at most zero.
 
     Half of the logarithm of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). Of
     equal ones, the first counts as the larger.
@@ -83,7 +78,7 @@ def log_shares(importance: Tensor, least: float) -> Tensor:
     >>> log_shares(torch.tensor([1.0, 2.0, 2.0]), 1e-3).exp().square()  # 1 / 9, 4 / 4, 4 / 8
     tensor([0.1111, 1.0000, 0.5000], dtype=torch.float64)
     """
-    values = importance.to(torch.float64)
+    values = importance.to("cpu", torch.float64)  # GPUs may add up in another order each time
     order = torch.argsort(values, descending=True, stable=True)
     ordered = (values[order] / values.max().clamp_min(least)).clamp_min(least)
     return torch.empty_like(values).index_copy_(0, order, ordered.log() - ordered.square().cumsum(0).log() / 2)

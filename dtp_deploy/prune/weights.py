@@ -278,7 +278,6 @@ def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tenso
         weights: flat, one tensor a layer.
         start: "l2" or "uniform".
     """
-    # On the CPU: some GPUs do not add up in the same order twice, and all processes shall start from the same scores.
     sizes = [weight.abs().to("cpu", torch.float64) for weight in weights]
     scores = torch.cat([torch.zeros_like(size) if start == "uniform" else log_shares(size, _LEAST) for size in sizes])
     places = [

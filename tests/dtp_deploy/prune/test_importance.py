@@ -4,7 +4,8 @@ from torch import nn
 
 from dtp_deploy.budget import Budget
 from dtp_deploy.errors import TrainingError, UsageError
-from dtp_deploy.graph import find_groups
+from dtp_deploy.graph import find_groups, tensor_by_name
+from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.prune import ChannelMasks, MaskSettings
 from dtp_deploy.prune.importance import Taylor, batchnorm_scale, initial_scores, l2, log_shares
 from dtp_deploy.testing.zoo import ZOO
@@ -33,13 +34,30 @@ def test_the_norm_of_a_unit_holds_its_writers_bias_and_readers():
 def test_scores_start_with_the_share_of_the_norms_that_are_not_smaller_or_equal():
     model, groups = chain()
     (scores,) = initial_scores(model, groups.prunable)
-    # Squared norms of 25, 9, 0 and 4; what is below a thousandth of the largest norm counts as that.
-    lamp = torch.tensor([1, 9 / 34, 25e-6 / (38 + 25e-6), 4 / 38], dtype=torch.float64)
-    wanted = lamp.log() / 2
-    wanted = (wanted - wanted.mean()) / wanted.std(correction=0)
-    torch.testing.assert_close(scores, wanted, atol=1.1e-4, rtol=0)
+    # Squared norms of 25, 9, 0 and 4; what is below a tenth of the largest norm counts as that.
+    lamp = torch.tensor([1, 9 / 34, 0.25 / 38.25, 4 / 38], dtype=torch.float64)
+    torch.testing.assert_close(scores, torch.log(4 * lamp), atol=1.1e-4, rtol=0)
     (equal,) = initial_scores(model, groups.prunable, "uniform")
     assert equal.abs().max() <= 1e-4
+
+
+def test_dead_units_come_last_and_leave_the_scale_of_the_others_alone():
+    entry = ZOO["plain"]
+    model = entry.model()
+    groups = find_groups(model, entry.inputs()).prunable
+    alive = torch.cat(initial_scores(model, groups))
+    dead = []
+    for group in groups:
+        number = group.units // 3
+        dead.append(torch.arange(group.units) >= group.units - number)
+        with torch.no_grad():
+            for piece in group.slices:
+                if piece.tensor in dict(model.named_parameters()):
+                    units = index_tensor(piece)
+                    tensor_by_name(model, piece.tensor).transpose(0, piece.dim)[units >= group.units - number] = 0
+    scores, gone = torch.cat(initial_scores(model, groups)), torch.cat(dead)
+    assert scores[gone].max() < scores[~gone].min()
+    assert float(scores[~gone].std()) == pytest.approx(float(alive.std()), rel=0.3)
 
 
 def test_a_layer_whose_norms_lie_in_few_units_keeps_fewer_of_them():
