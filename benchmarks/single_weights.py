@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.single_weights --data fashion.npz --stem-stride 2 --json rows.json
 
 All start from the same base model and make the same number of steps along the same schedule with the same distillation;
-seeds are paired. `dtp` is `WeightMasks` with its defaults; `dtp-fixed-scores` keeps its first scores, sizes relative to
-the mean of the layer, and `dtp-rate-0.05` learns them as fast as those of channels. `magnitude` sets the smallest
-weights of all layers to zero and fine-tunes, `gradual` does so along the steps in which `dtp` learns, by the cubic
-schedule of Zhu and Gupta (2017); once zero, a weight stays zero. A budget of 2:4 keeps two of every four.
+seeds are paired. `dtp` is `WeightMasks` with its defaults; `dtp-fixed-scores` keeps its first scores, and
+`dtp-rate-0.05` learns them as fast as those of channels. `magnitude` sets the smallest weights of all layers to zero
+and fine-tunes, `lamp` those of the lowest LAMP score (Lee et al., 2021), from which `dtp` starts, too.
+`gradual-magnitude` and `gradual-lamp` do so along the steps in which `dtp` learns, by the cubic schedule of Zhu and
+Gupta (2017). Only `dtp` has a floor for each layer. A budget of 2:4 keeps two of every four, in the end.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dtp_deploy.cost import count_parameters
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.prune import MaskSettings, WeightLayers, WeightMasks, find_weights, hold_zeros
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget
+from dtp_deploy.prune.weights import initial_scores
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 
@@ -47,7 +49,11 @@ _MASKS = {
     "dtp-fixed-scores": MaskSettings(score_rate=0.0),
     "dtp-rate-0.05": MaskSettings(score_rate=0.05),
 }
-METHODS = (*_MASKS, "magnitude", "gradual")
+_SCORES: dict[str, Callable[[list[Tensor]], Tensor]] = {
+    "magnitude": lambda weights: torch.cat([weight.abs().double() for weight in weights]),
+    "lamp": initial_scores,
+}
+METHODS = (*_MASKS, *_SCORES, *(f"gradual-{name}" for name in _SCORES))
 
 
 def two_of_four(budget: str) -> bool:
@@ -55,31 +61,42 @@ def two_of_four(budget: str) -> bool:
     return budget == "2:4"
 
 
-class BySize:
-    """The largest weights of a model, and zeros in place of all others.
+class ByScore:
+    """The weights of a model with the highest scores, and zeros in place of all others.
 
     Args:
         model: changed in place.
         layers: of this model.
         ratio: of its weights that are left in the end; of 2:4 half.
+        scores: of the weights of the layers, flat.
     """
 
-    def __init__(self, model: nn.Module, layers: WeightLayers, ratio: float) -> None:
-        self.layers, self.ratio = layers, ratio
+    def __init__(
+        self, model: nn.Module, layers: WeightLayers, ratio: float, scores: Callable[[list[Tensor]], Tensor]
+    ) -> None:
+        self.ratio, self.scores = ratio, scores
         self.weights = [layer.weight_of(model) for layer in layers.maskable]
+        self.counts = [weight.numel() for weight in self.weights]
+        self.sharing = BlockSharing(sum(self.counts)) if layers.granularity == "2:4" else None
         self.kept = [torch.ones_like(weight) for weight in self.weights]
+        for weight, mask in zip(self.weights, self.kept, strict=True):
+            # What is zero has no gradient, so that it has no part in clipping either.
+            weight.register_hook(lambda gradient, mask=mask: gradient * mask)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor if self.sharing is None else tensor.movedim(1, -1)
 
     @torch.no_grad()
     def choose(self, ratio: float) -> None:
-        """Keep that share of the weights: two of every four where the layers are 2:4 and the share is a half."""
-        blocks = self.layers.granularity == "2:4"
-        laid_out = [weight.movedim(1, -1) if blocks else weight for weight in self.weights]
-        sizes = torch.cat([weight.abs().reshape(-1) for weight in laid_out]).double()
-        counts = [weight.numel() for weight in self.weights]
-        sharing = BlockSharing(sum(counts)) if blocks and ratio <= 0.5 else None
-        keep = (sharing or SharedBudget(counts, round(ratio * sum(counts)), "global", 0.0)).choose(sizes)
-        for mask, weight, part in zip(self.kept, laid_out, torch.split(keep, counts), strict=True):
-            (mask.movedim(1, -1) if blocks else mask).copy_(part.view(weight.shape))
+        """Keep that share of the weights; of 2:4 the best two of every four, and more while the share is above half."""
+        scores = self.scores([self._laid_out(weight).reshape(-1) for weight in self.weights])
+        if self.sharing is not None:
+            scores = scores.masked_fill(self.sharing.choose(scores), math.inf)
+        kept = round(ratio * sum(self.counts))
+        keep = SharedBudget(self.counts, kept, "global", 0.0).choose(scores)
+        for mask, part in zip(self.kept, torch.split(keep, self.counts), strict=True):
+            laid_out = self._laid_out(mask)
+            laid_out.copy_(part.view(laid_out.shape))
         self.apply()
 
     @torch.no_grad()
@@ -100,19 +117,20 @@ def prune(method: str, model: nn.Module, layers: WeightLayers, budget: str, trai
         return lambda: None
     others = count_parameters(model) - layers.count
     kept = parse_budget("params", "100%" if blocks else budget).limit_for(float(count_parameters(model))) - others
-    by_size = BySize(model, layers, 0.5 if blocks else math.floor(kept) / layers.count)
-    if method == "gradual":
+    score = _SCORES[method.removeprefix("gradual-")]
+    by_score = ByScore(model, layers, 0.5 if blocks else math.floor(kept) / layers.count, score)
+    if method.startswith("gradual-"):
         steps = trainer.mask_steps
 
         def after_step() -> None:
             if trainer.step % _EVERY == 0:
                 left = max(0.0, 1 - trainer.step / steps) ** 3
-                by_size.choose(by_size.ratio + (1 - by_size.ratio) * left)
-            by_size.apply()
+                by_score.choose(by_score.ratio + (1 - by_score.ratio) * left)
+            by_score.apply()
 
         trainer.run(model, steps, after_step)
-    by_size.choose(by_size.ratio)
-    return by_size.apply
+    by_score.choose(by_score.ratio)
+    return by_score.apply
 
 
 def run(arguments: argparse.Namespace, row: Row) -> Row:
@@ -198,8 +216,9 @@ def table(rows: list[Row], methods: list[str]) -> str:
         for method in methods:
             values = [100 * row["accuracy"] for row in cell if row["method"] == method]
             texts.append(f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""))
-        most = max(row["nonzero"] for row in cell)
-        lines.append(f"| {model} | {budget} | {most:,} | {' | '.join(texts)} |")
+        counts = sorted({row["nonzero"] for row in cell})
+        left = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+        lines.append(f"| {model} | {budget} | {left} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -209,7 +228,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="an .npz in the format of compress, or digits")
     parser.add_argument("--models", nargs="+", choices=list(CLASSIFIERS), default=["resnet20"])
     parser.add_argument("--budgets", nargs="+", default=["2:4", "20%", "10%", "5%"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dtp", "magnitude", "gradual"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dtp", *METHODS[len(_MASKS) :]])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--base-epochs", type=int, default=12)

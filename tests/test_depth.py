@@ -30,17 +30,16 @@ compress = partial(dtp_deploy.compress, measuring=QUICKLY)
 
 
 def make_model() -> nn.Module:
-    """Residual blocks of 8 channels; the channels of two of them hardly differ, so that none is worth its price."""
+    """Residual blocks of 8 channels; in two of them one holds nearly all, so that the others are worth little."""
     model = nn.Sequential(
         conv_bn(1, 8), nn.ReLU(), *(BasicBlock(8, 8) for _ in range(BLOCKS)), nn.AvgPool2d(4), nn.Flatten(),
         nn.Linear(32, 10),
     )  # fmt: skip
     randomise(model, 0)
     for block in (model[3], model[5]):
-        for layer in (*block.conv1, *block.conv2):
-            nn.init.constant_(layer.weight, 0.1)
-            if layer.bias is not None:
-                nn.init.constant_(layer.bias, 0.1)
+        (conv, norm), reader = block.conv1, block.conv2[0]
+        for units in (conv.weight, norm.weight, norm.bias, reader.weight.transpose(0, 1)):
+            nn.init.constant_(units[1:], 0.01)
     return model
 
 

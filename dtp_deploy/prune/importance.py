@@ -22,6 +22,9 @@ WeightStart = Literal["l2", "uniform"]
 _LEAST = 0.1
 """A unit below this, as a share of the largest of its group, is as good as dead, and counts as this."""
 
+_SAME = 1e-6
+"""What differs by less, as a share of the largest, is equal: rounding shall not decide what comes first."""
+
 Losses = Callable[[nn.Module], Iterable[Tensor]]
 """Gives the loss of a model on some batches, one scalar a batch, each with its graph."""
 
@@ -40,9 +43,10 @@ def initial_scores(
     """One score a unit for every group, each of shape [units,], float64.
 
     It is log(n LAMP): twice `log_shares` of the importance in its group, and log(n), n being the units of the group. No
-    layer wins by the scale of its numbers or by its width: among equal units the k-th has log(n / k), which has unit
-    spread, so that one threshold gives every layer the same share. A layer whose importance lies in few units keeps
-    fewer. No two scores are equal: such units would share the mass for ever. The lower index counts more.
+    layer wins by the scale of its numbers or by its width: of units that are nearly equal the k-th has log(n / k),
+    which has unit spread, so that one threshold gives every layer the same share. A layer whose importance lies in few
+    units keeps fewer. No two scores are equal: such units would share the mass for ever. The lower index counts more,
+    relative to the size of its group.
 
     Args:
         model: the dense model; not changed.
@@ -55,32 +59,37 @@ def initial_scores(
         TrainingError: "taylor" met a loss or a gradient that is not finite.
     """
     importance = importance_of(start, losses)(model, groups)
-    if start == "uniform":
-        scores = [torch.zeros_like(values) for values in importance]
-    else:
-        scores = [2 * log_shares(values, _LEAST) + math.log(len(values)) for values in importance]
+    scores = [_log_n_lamp(values) for values in importance]
     places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
     penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
     return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
 
 
+def _log_n_lamp(importance: Tensor) -> Tensor:
+    values = importance.to("cpu", torch.float64)
+    if values.min() >= values.max() * (1 - _SAME):
+        return torch.ones_like(values)  # nothing is known of them: the mean of log(n / k)
+    return 2 * log_shares(values, _LEAST) + math.log(len(values))
+
+
 def log_shares(importance: Tensor, least: float) -> Tensor:
-    """log(one / norm of all that are not smaller, itself among them), shape [n,], float64, on the CPU; at most zero.
+    """log(one / norm of all that are not smaller), shape [n,], float64, on the CPU: zero for the largest.
 
     Half of the logarithm of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). Of
-    equal ones, the first counts as the larger.
+    equal ones, up to rounding, the first counts as the largest.
 
     Args:
-        importance: shape [n,], >= 0.
+        importance: shape [n,], >= 0, on any scale.
         least: as a share of the largest, what all smaller ones count as.
 
     >>> log_shares(torch.tensor([1.0, 2.0, 2.0]), 1e-3).exp().square()  # 1 / 9, 4 / 4, 4 / 8
     tensor([0.1111, 1.0000, 0.5000], dtype=torch.float64)
     """
     values = importance.to("cpu", torch.float64)  # GPUs may add up in another order each time
+    values = torch.round(values / values.max().clamp_min(1e-300) / _SAME) * _SAME
     order = torch.argsort(values, descending=True, stable=True)
-    ordered = (values[order] / values.max().clamp_min(least)).clamp_min(least)
+    ordered = values[order].clamp_min(least)
     return torch.empty_like(values).index_copy_(0, order, ordered.log() - ordered.square().cumsum(0).log() / 2)
 
 

@@ -46,7 +46,7 @@ from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.stepwise import StepwiseMasks
-from dtp_deploy.ranks import mean_over_ranks
+from dtp_deploy.ranks import by_first, mean_over_ranks
 from dtp_deploy.transport import (
     Floors,
     TransportProblem,
@@ -197,7 +197,8 @@ class ChannelMasks(StepwiseMasks):
         )
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
-        self.scores = torch.cat(start).cpu().requires_grad_()
+        # The same in all processes: GPUs may add up in another order each time.
+        self.scores = by_first(lambda: torch.cat(start).cpu()).requires_grad_()
         group = None if self.settings.learn_split else self._group_of_unit
         self._learner = ScoreLearner(self.scores, self.settings, group)
         self.price: float | None = None

@@ -49,7 +49,7 @@ class Sharing(abc.ABC):
 
     @abc.abstractmethod
     def epsilon_for(self, scores: Tensor, epsilon: float, ratio: float, wanted: float) -> float:
-        """The epsilon of a softness, searched from a first guess."""
+        """The epsilon at which softness is `wanted` above the least possible, searched from a first guess."""
 
     @abc.abstractmethod
     def choose(self, scores: Tensor) -> Tensor:
@@ -162,7 +162,9 @@ class BlockSharing(Sharing):
 
     def epsilon_for(self, scores: Tensor, epsilon: float, ratio: float, wanted: float) -> float:
         """Searched for all blocks together."""
-        return epsilon_for_block_softness(self._problem(scores, epsilon, ratio), wanted)
+        return epsilon_for_block_softness(
+            self._problem(scores, epsilon, ratio), wanted, least=self.least_softness(ratio)
+        )
 
     def choose(self, scores: Tensor) -> Tensor:
         """The best two of each block."""

@@ -208,7 +208,7 @@ class WeightMasks(StepwiseMasks):
             wanted *= 1 - least / (4 * ratio * (1 - ratio))
         epsilon = self._epsilon_that_follows(wanted)
         if epsilon is None:
-            epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, least + wanted)
+            epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
         if self._threshold is not None:
             self._start = self._threshold * (self._epsilon / epsilon)  # logits scale with 1 / epsilon
         self._epsilon = epsilon

@@ -122,13 +122,16 @@ def solve_blocks(problem: BlockProblem, start: Tensor | None = None) -> BlockRes
     )
 
 
-def epsilon_for_block_softness(problem: BlockProblem, wanted: float, start: Tensor | None = None) -> float:
+def epsilon_for_block_softness(
+    problem: BlockProblem, wanted: float, start: Tensor | None = None, *, least: float = 0.0
+) -> float:
     """The epsilon at which the masks of all blocks together have a softness of `wanted`: as `epsilon_for_softness`.
 
     Args:
         problem: its epsilon is the first guess.
         wanted: softness in (0, 1).
         start: guesses of the thresholds at that epsilon.
+        least: softness that no epsilon takes away, above which `wanted` counts.
 
     Raises:
         TransportError: `wanted` is outside of (0, 1).
@@ -140,7 +143,7 @@ def epsilon_for_block_softness(problem: BlockProblem, wanted: float, start: Tens
         nonlocal scaled
         result = solve_blocks(replace(detached, epsilon=epsilon), None if scaled is None else scaled / epsilon)
         scaled = result.thresholds * epsilon
-        return softness(result.masks)
+        return softness(result.masks) - least
 
     return search_epsilon(softness_at, problem.epsilon, wanted)
 

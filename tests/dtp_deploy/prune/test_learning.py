@@ -131,9 +131,9 @@ def test_gradients_of_zero_for_ever_move_nothing():
     assert torch.equal(scores.detach(), before)
 
 
-@pytest.mark.parametrize("granularity", ["2:4", "channels"])
-def test_the_first_units_to_be_doubted_are_not_thrown_about(granularity):
-    """Of most groups or blocks one carries all that is missing then, and what is left of its slope is rounding."""
+@pytest.mark.parametrize(("granularity", "share"), [("2:4", 0.1), ("channels", 1e-5)])
+def test_the_first_units_to_be_doubted_are_not_thrown_about(granularity, share):
+    """One channel of a group carries all that is missing then, and what is left of its slope is rounding."""
     model = network()
     if granularity == "2:4":
         masks = WeightMasks(model, find_weights(model, batch(size=1)[0], "2:4"), steps=2000)
@@ -141,7 +141,7 @@ def test_the_first_units_to_be_doubted_are_not_thrown_about(granularity):
         masks = put_on(model, HALF, steps=2000)
     before = masks.scores.detach().clone()
     train(model, masks, 1)
-    assert (masks.scores - before).abs().max() < 0.1 * masks.settings.score_rate
+    assert (masks.scores - before).abs().max() < share * masks.settings.score_rate
 
 
 def test_the_tiny_network_has_groups_of_unlike_cost():
