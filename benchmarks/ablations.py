@@ -7,7 +7,7 @@ Some reach into the masks, as nothing that users can set takes those parts out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager as Context
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dtp_deploy import ChannelMasks
+from dtp_deploy.graph import ChannelGroup
 from dtp_deploy.prune import MaskSettings
+from dtp_deploy.prune.importance import l2
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.train import Settings
 
@@ -127,6 +129,17 @@ LEARNED: dict[str, Callable[[nn.Module, ChannelMasks], Context[AfterStep]]] = {
     "dtp-running-statistics": _running_statistics,
 }
 """How masks are learned in place of the usual way; the context gives what is called after every step."""
+
+
+def _from_means(model: nn.Module, groups: Sequence[ChannelGroup], *_: object) -> tuple[Tensor, ...]:
+    """Norms relative to the mean of their group, scaled to unit spread together."""
+    relative = [norms / norms.mean() - 1 for norms in l2(model, groups)]
+    spread = torch.cat(relative).std(correction=0)
+    return tuple(norms / spread for norms in relative)
+
+
+STARTED: dict[str, Callable[..., tuple[Tensor, ...]]] = {"dtp-from-means": _from_means}
+"""What scores start from in place of `initial_scores`."""
 
 
 def as_usual(student: nn.Module, masks: ChannelMasks) -> Context[AfterStep]:

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablations import CHANGED, LEARNED
+from benchmarks.ablations import CHANGED, LEARNED, STARTED
 from benchmarks.classifiers import CLASSIFIERS, accuracy, base_model
 from benchmarks.pruners import METHODS, STRENGTHS, Job, prune
 from dtp_deploy import find_groups, prove
@@ -259,7 +259,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="an .npz in the format of compress, or digits")
     parser.add_argument("--models", nargs="+", choices=list(CLASSIFIERS), default=list(CLASSIFIERS))
     parser.add_argument("--budgets", nargs="+", type=float, default=[50.0, 25.0, 10.0], help="percent of the MACs")
-    usual = [method for method in METHODS if method not in CHANGED | LEARNED or method == "dtp-sinkhorn-1"]
+    ablations = {*CHANGED, *LEARNED, *STARTED} - {"dtp-sinkhorn-1"}
+    usual = [method for method in METHODS if method not in ablations]
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=usual, help="by default all but the ablations"
     )

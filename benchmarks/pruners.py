@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from unittest.mock import patch
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks.ablations import CHANGED, LEARNED, as_usual
+from benchmarks.ablations import CHANGED, LEARNED, STARTED, as_usual
 from benchmarks.classifiers import accuracy
 from dtp_deploy import ChannelMasks, parse_budget, remove_channels
 from dtp_deploy.cost import macs_cost, macs_per_sample
@@ -21,6 +22,7 @@ from dtp_deploy.graph import Groups
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.loading import Dataset
 from dtp_deploy.prune import make_plan
+from dtp_deploy.prune import masks as masks_module
 from dtp_deploy.prune.choice import allowed_widths, choose_channels, even_widths, uniform_ratio
 from dtp_deploy.prune.importance import l2
 from dtp_deploy.prune.plan import fingerprint_of
@@ -107,6 +109,11 @@ def _dtp(job: Job, trainer: Trainer, learning: str = "") -> nn.Module:
     with LEARNED.get(learning, as_usual)(student, masks) as after_step:
         trainer.run(student, trainer.mask_steps, after_step, forget=masks.zero_grad)
     return remove_channels(student, masks.harden())
+
+
+def _dtp_started(job: Job, trainer: Trainer, start: str) -> nn.Module:
+    with patch.object(masks_module, "initial_scores", STARTED[start]):
+        return _dtp(job, trainer)
 
 
 # ---- one shot: scores without training ------------------------------------------------------------------------------
@@ -231,6 +238,7 @@ METHODS: dict[str, Reducer] = {
     "dtp": _dtp,
     **dict.fromkeys(CHANGED, _dtp),
     **{name: partial(_dtp, learning=name) for name in LEARNED},
+    **{name: partial(_dtp_started, start=name) for name in STARTED},
     "random": _random,
     "l2-uniform": partial(_l2, uniform=True),
     "l2-global": partial(_l2, uniform=False),

@@ -49,11 +49,11 @@ _MASKS = {
     "dtp-fixed-scores": MaskSettings(score_rate=0.0),
     "dtp-rate-0.05": MaskSettings(score_rate=0.05),
 }
-_SCORES: dict[str, Callable[[list[Tensor]], Tensor]] = {
+SCORES: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "magnitude": lambda weights: torch.cat([weight.abs().double() for weight in weights]),
     "lamp": initial_scores,
 }
-METHODS = (*_MASKS, *_SCORES, *(f"gradual-{name}" for name in _SCORES))
+METHODS = (*_MASKS, *SCORES, *(f"gradual-{name}" for name in SCORES))
 
 
 def two_of_four(budget: str) -> bool:
@@ -117,7 +117,7 @@ def prune(method: str, model: nn.Module, layers: WeightLayers, budget: str, trai
         return lambda: None
     others = count_parameters(model) - layers.count
     kept = parse_budget("params", "100%" if blocks else budget).limit_for(float(count_parameters(model))) - others
-    score = _SCORES[method.removeprefix("gradual-")]
+    score = SCORES[method.removeprefix("gradual-")]
     by_score = ByScore(model, layers, 0.5 if blocks else math.floor(kept) / layers.count, score)
     if method.startswith("gradual-"):
         steps = trainer.mask_steps
