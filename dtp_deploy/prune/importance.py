@@ -59,25 +59,21 @@ def initial_scores(
         TrainingError: "taylor" met a loss or a gradient that is not finite.
     """
     importance = importance_of(start, losses)(model, groups)
-    scores = [_log_n_lamp(values) for values in importance]
+    if start == "uniform":
+        scores = [torch.zeros_like(values) for values in importance]
+    else:
+        scores = [2 * log_shares(values, _LEAST) + math.log(len(values)) for values in importance]
     places = torch.cat([torch.arange(len(score), dtype=torch.float64) / len(score) for score in scores])
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
     penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
     return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
 
 
-def _log_n_lamp(importance: Tensor) -> Tensor:
-    values = importance.to("cpu", torch.float64)
-    if values.min() >= values.max() * (1 - _SAME):
-        return torch.ones_like(values)  # nothing is known of them: the mean of log(n / k)
-    return 2 * log_shares(values, _LEAST) + math.log(len(values))
-
-
 def log_shares(importance: Tensor, least: float) -> Tensor:
     """log(one / norm of all that are not smaller), shape [n,], float64, on the CPU: zero for the largest.
 
     Half of the logarithm of LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021). Of
-    equal ones, up to rounding, the first counts as the largest.
+    equal ones, up to rounding, the first counts as the largest. Where all are zero, they lie below those of any other.
 
     Args:
         importance: shape [n,], >= 0, on any scale.
@@ -90,7 +86,10 @@ def log_shares(importance: Tensor, least: float) -> Tensor:
     values = torch.round(values / values.max().clamp_min(1e-300) / _SAME) * _SAME
     order = torch.argsort(values, descending=True, stable=True)
     ordered = values[order].clamp_min(least)
-    return torch.empty_like(values).index_copy_(0, order, ordered.log() - ordered.square().cumsum(0).log() / 2)
+    shares = ordered.log() - ordered.square().cumsum(0).log() / 2
+    if not values.any():
+        shares += math.log(least)
+    return torch.empty_like(values).index_copy_(0, order, shares)
 
 
 def importance_of(start: ScoreStart, losses: Losses | None = None) -> Importance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -64,6 +65,8 @@ class MaskSettings:
             raise UsageError(f"--scores {self.scores!r} is unknown. Give one of {', '.join(get_args(ScoreStart))}.")
         if self.score_batches < 1:
             raise UsageError(f"score_batches is {self.score_batches}; give 1 or more.")
+        if self.score_rate is not None and not 0 <= self.score_rate < math.inf:
+            raise UsageError(f"score_rate is {self.score_rate}; give a number of 0 or more, or None for the default.")
         if self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
         if not 0 < self.budget_reached <= 1:

@@ -40,7 +40,7 @@ def test_scores_start_with_the_share_of_the_norms_that_are_not_smaller_or_equal(
     lamp = torch.tensor([1, 9 / 34, 0.25 / 38.25, 4 / 38], dtype=torch.float64)
     torch.testing.assert_close(scores, torch.log(4 * lamp), atol=1.1e-4, rtol=0)
     (equal,) = initial_scores(model, groups.prunable, "uniform")
-    assert (equal - 1).abs().max() <= 1e-4
+    assert equal.abs().max() <= 1e-4
 
 
 def test_dead_units_come_last_and_leave_the_scale_of_the_others_alone():
@@ -77,6 +77,12 @@ def test_the_scale_of_what_matters_does_not_count(values, scale):
     torch.testing.assert_close(
         log_shares(torch.tensor(values).double() * scale, 0.1), log_shares(torch.tensor(values).double(), 0.1)
     )
+
+
+def test_a_dead_layer_comes_after_all_others():
+    dead, alive = (log_shares(values, 0.1) for values in (torch.zeros(50), torch.linspace(0.1, 1, 50)))
+    assert dead.max() < alive.median()
+    assert dead.argsort(descending=True).tolist() == list(range(50))
 
 
 def test_rounding_does_not_decide_between_equal_units():

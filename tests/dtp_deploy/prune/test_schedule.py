@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,8 @@ def test_rates_fall_to_zero(granularity, first):
     [
         ({"solver": "newton"}, "--solver 'newton' is unknown. Give exact or sinkhorn-1."),
         ({"scores": "l1"}, "--scores 'l1' is unknown. Give one of l2, bn, taylor, uniform."),
+        ({"score_rate": -0.1}, "score_rate is -0.1; give a number of 0 or more, or None for the default."),
+        ({"score_rate": math.nan}, "score_rate is nan; give a number of 0 or more, or None for the default."),
         ({"round_to": 0}, "--round-to 0 is not allowed. Give 1 or more channels."),
         ({"budget_reached": 0.0}, "budget_reached is 0.0; give a number above 0 and at most 1."),
         ({"budget_reached": 1.5}, "budget_reached is 1.5; give a number above 0 and at most 1."),

@@ -292,6 +292,13 @@ def test_scores_start_as_the_layer_adaptive_magnitude_by_its_definition() -> Non
     assert initial_scores(layers, "uniform").abs().max() <= 2e-4
 
 
+def test_weights_that_are_zero_already_come_last_of_all_layers() -> None:
+    dead, alive = initial_scores([torch.zeros(30), torch.cat([torch.zeros(5), torch.full((15,), 1e-3)])]).split(
+        [30, 20]
+    )
+    assert max(float(dead.max()), float(alive[:5].max())) < float(alive[5:].min())
+
+
 @pytest.mark.parametrize("layer", [[0.0, 0.0, 0.0], [1e-30, 0.0, 1e30], [0.5, 0.5, 0.5, -0.5], [0.0, 3.0, 0.0, -3.0]])
 def test_scores_start_finite_and_of_equal_sizes_the_first_counts_more(layer: list[float]) -> None:
     weight = torch.tensor(layer, dtype=torch.float64)
