@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import InputError, UsageError
+from dtp_deploy.errors import InputError, TrainingError, UsageError
 from dtp_deploy.loading import Dataset
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED, Task
 from dtp_deploy.train import Settings, Trainer
@@ -108,6 +108,14 @@ def test_other_gradients_are_forgotten_when_a_batch_starts_over(data: Dataset) -
     trainer = Trainer(data.train(16, seed=0), CLASSIFICATION, Settings(epochs=1, batch_size=16), None)
     trainer.run(SmallMemory(make(), most=8), 1, forget=lambda: forgotten.append(True))
     assert forgotten == [True]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(data: Dataset) -> None:
+    model = make()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"at step 0 of \d+: training broke down\. Lower --lr \(now [\d.]+\)\."):
+        trained(model, data)
 
 
 def test_nothing_to_learn_from_is_refused(data: Dataset) -> None:
