@@ -15,31 +15,30 @@ again, so a benchmark that was cut off goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import torch
 
 from benchmarks.ablations import CHANGED, LEARNED, STARTED
 from benchmarks.classifiers import CLASSIFIERS, accuracy, base_model
 from benchmarks.pruners import METHODS, STRENGTHS, Job, prune
+from benchmarks.rows import Row, in_points, run_missing
 from dtp_deploy import find_groups, prove
 from dtp_deploy.cost import macs_per_sample
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.train import Settings
 
-Row = dict[str, Any]
+_KEY = ("data", "model", "budget", "method", "seed", "epochs", "strength")
+"""What tells one run from another."""
 _HELD_OUT = 6
 """One in so many training images is held out for tuning."""
 _QUICK = {
@@ -61,11 +60,6 @@ _T_95 = {
     14: 2.145,
 }
 """Student's t for a 95 % interval by degrees of freedom; between two of them the smaller number of degrees counts."""
-
-
-def key_of(row: Row) -> tuple[Any, ...]:
-    """What tells one run from another."""
-    return tuple(row[name] for name in ("data", "model", "budget", "method", "seed", "epochs", "strength"))
 
 
 def dataset(arguments: argparse.Namespace, path: str) -> Dataset:
@@ -134,31 +128,6 @@ def strengths_of(method: str, arguments: argparse.Namespace) -> tuple[float | No
     return (None, *every[1:]) if arguments.strengths else (None,)
 
 
-def run_all(arguments: argparse.Namespace) -> list[Row]:
-    """All rows, those of the JSON file included; the file is written after every run."""
-    path: Path | None = arguments.json
-    done: list[Row] = json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
-    known = {key_of(row) for row in done}
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        rows = [row for row in wanted(arguments) if key_of(row) not in known]
-        futures = [pool.submit(run, arguments, row) for row in rows]
-        for number, future in enumerate(as_completed(futures), 1):
-            row = future.result()
-            done.append(row)
-            print(
-                f"[{number}/{len(futures)}] {row['model']} {row['budget']:g}% {row['method']} seed {row['seed']}"
-                f"{'' if row['strength'] is None else ' strength ' + format(row['strength'], 'g')}: "
-                f"{100 * row['accuracy']:.2f} ({100 * row['accuracy_at_hardening']:.1f} at hardening, "
-                f"{row['seconds']:.0f} s)",
-                flush=True,
-            )
-            if path is not None:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps({"rows": done}, indent=1))
-                partial.replace(path)
-    return [row for row in done if key_of(row) in {key_of(one) for one in wanted(arguments)}]
-
-
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and the ends of its 95 % interval, by Student's t.
 
@@ -193,7 +162,7 @@ def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> No
     print("|---|---|---|---|" + "---|" * (len(methods) + 1))
     pooled: dict[float, list[float]] = defaultdict(list)
     for (data, model, budget), by_method in table.items():
-        scores = [_cell(by_method.get(name)) for name in methods]
+        scores = [in_points([*by_method.get(name, {}).values()]) for name in methods]
         differences = _differences(by_method)
         pooled[budget] += differences
         last = f"{mean(differences):+.2f}" if differences else ""
@@ -204,13 +173,6 @@ def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> No
         for name, values in parts.items():
             middle, low, high = interval(values)
             print(f"\ndtp - best other, {name}: {middle:+.2f} ({low:+.2f} to {high:+.2f}), {len(values)} pairs")
-
-
-def _cell(by_seed: dict[int, float] | None) -> str:
-    if not by_seed:
-        return ""
-    values = list(by_seed.values())
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _differences(by_method: dict[str, dict[int, float]]) -> list[float]:
@@ -294,7 +256,7 @@ def main() -> None:
     for path, model in product(arguments.data, arguments.models):
         data = dataset(arguments, path)
         bases[Path(path).stem, model] = 100 * accuracy(base_of(arguments, data, model), data)
-    rows = run_all(arguments)
+    rows = run_missing([*wanted(arguments)], partial(run, arguments), _KEY, arguments.workers, arguments.json)
     print_tables(rows, bases)
     if arguments.picture is not None:
         draw(rows, arguments.picture)

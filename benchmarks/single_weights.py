@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from itertools import islice, product
-from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.classifiers import CLASSIFIERS, accuracy, base_model
+from benchmarks.rows import Row, in_points, run_missing
 from dtp_deploy import parse_budget
 from dtp_deploy.cost import count_parameters
 from dtp_deploy.loading import Dataset, load_data
@@ -38,8 +35,8 @@ from dtp_deploy.prune.weights import initial_scores
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 
-Row = dict[str, Any]
 _KEY = ("data", "model", "budget", "method", "seed", "epochs")
+"""What tells one run from another."""
 _EVERY = 10
 """Steps between two rounds of the gradual method."""
 
@@ -174,30 +171,12 @@ def _nonzero(parameters: Iterator[Tensor]) -> int:
     return sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
 
 
-def run_all(arguments: argparse.Namespace) -> list[Row]:
-    """All rows, those of the JSON file included; the file is written after every run."""
-    path: Path | None = arguments.json
-    done: list[Row] = json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
-    wanted = [
+def wanted(arguments: argparse.Namespace) -> list[Row]:
+    """Rows to run, without their results."""
+    return [
         dict(zip(_KEY, (arguments.data, *each, arguments.epochs), strict=True))
         for each in product(arguments.models, arguments.budgets, arguments.methods, range(arguments.seeds))
     ]
-    keys = {tuple(row[name] for name in _KEY) for row in done}
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        rows = [row for row in wanted if tuple(row.values()) not in keys]
-        for future in as_completed([pool.submit(run, arguments, row) for row in rows]):
-            row = future.result()
-            done.append(row)
-            print(
-                f"{row['model']} {row['budget']} {row['method']} seed {row['seed']}: {100 * row['accuracy']:.2f} "
-                f"({100 * row['accuracy_at_hardening']:.1f} at hardening, {row['seconds']:.0f} s)",
-                flush=True,
-            )
-            if path is not None:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps({"rows": done}, indent=1))
-                partial.replace(path)
-    return [row for row in done if {name: row[name] for name in _KEY} in wanted]
 
 
 def table(rows: list[Row], methods: list[str]) -> str:
@@ -215,7 +194,7 @@ def table(rows: list[Row], methods: list[str]) -> str:
         texts = []
         for method in methods:
             values = [100 * row["accuracy"] for row in cell if row["method"] == method]
-            texts.append(f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""))
+            texts.append(in_points(values))
         counts = sorted({row["nonzero"] for row in cell})
         left = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
         lines.append(f"| {model} | {budget} | {left} | {' | '.join(texts)} |")
@@ -247,7 +226,8 @@ def main() -> None:
     for model in arguments.models:
         data, base = start(arguments, arguments.data, model)
         print(f"{model}: dense {100 * accuracy(base, data):.2f}, {_nonzero(base.parameters()):,} parameters not zero")
-    print("\n" + table(run_all(arguments), arguments.methods))
+    rows = run_missing(wanted(arguments), partial(run, arguments), _KEY, arguments.workers, arguments.json)
+    print("\n" + table(rows, arguments.methods))
 
 
 if __name__ == "__main__":
