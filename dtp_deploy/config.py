@@ -146,7 +146,9 @@ class CompressConfig(BaseModel):
     range: Literal["0-1", "0-255"] | None = _key("Preprocessing", None, "Range of the pixels.", "", "0-1")
 
     granularity: Granularity = _key(
-        "Budget", "channels", "What is pruned: channels, single weights (--params), or 2:4, which needs no budget."
+        "Budget",
+        "channels",
+        "What is pruned: channels, single weights (to --params, 50% by default), or 2:4, without a budget.",
     )
     macs: str | None = _key("Budget", None, "Limit of operations (MACs): 50% or 30M.", "LIMIT", "50%")
     params: str | None = _key("Budget", None, "Limit of parameters: 50% or 1.5M.", "LIMIT", "50%")
