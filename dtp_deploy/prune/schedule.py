@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -63,14 +64,22 @@ class MaskSettings:
             raise UsageError(f"--solver {self.solver!r} is unknown. Give exact or sinkhorn-1.")
         if self.scores not in get_args(ScoreStart):
             raise UsageError(f"--scores {self.scores!r} is unknown. Give one of {', '.join(get_args(ScoreStart))}.")
-        if self.score_batches < 1:
-            raise UsageError(f"score_batches is {self.score_batches}; give 1 or more.")
         if self.score_rate is not None and not 0 <= self.score_rate < math.inf:
             raise UsageError(f"score_rate is {self.score_rate}; give a number of 0 or more, or None for the default.")
         if self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not allowed. Give 1 or more channels.")
-        if not 0 < self.budget_reached <= 1:
-            raise UsageError(f"budget_reached is {self.budget_reached}; give a number above 0 and at most 1.")
+        for name in ("budget_reached", "softness_start", "softness_end", "sinkhorn_softness"):
+            self._check(name, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
+        for name in ("score_momentum", "rms_decay"):
+            self._check(name, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+        self._check("floor_share", "a number from 0 to 1", lambda value: 0 <= value <= 1)
+        for name in ("floor_units", "score_batches"):
+            self._check(name, "1 or more", lambda value: value >= 1)
+
+    def _check(self, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise UsageError(f"{name} is {value}; give {allowed}.")
 
     def for_granularity(self, granularity: Granularity) -> MaskSettings:
         """These settings, with the rate of the scores decided.

@@ -572,6 +572,10 @@ def test_bad_input_is_one_line_that_names_it(run_cli, job: list[str], option: st
         ),
         ("--crop big", "--crop 'big' is not a size. Give pixels, such as 224, or HEIGHTxWIDTH: 480x640."),
         ("--epochs 0", "Invalid value for '--epochs': Input should be greater than or equal to 1."),
+        (
+            "--scores nonsense",
+            "Invalid value for '--scores': 'nonsense' is not one of 'l2', 'bn', 'taylor', 'uniform'.",
+        ),
         ("--lr 0", "--lr 0.0 is not allowed. Give a number above 0, such as 0.02."),
         ("--lr nan", "--lr nan is not allowed. Input should be a finite number."),
     ],

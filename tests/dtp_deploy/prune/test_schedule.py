@@ -56,6 +56,14 @@ def test_rates_fall_to_zero(granularity, first):
         ({"round_to": 0}, "--round-to 0 is not allowed. Give 1 or more channels."),
         ({"budget_reached": 0.0}, "budget_reached is 0.0; give a number above 0 and at most 1."),
         ({"budget_reached": 1.5}, "budget_reached is 1.5; give a number above 0 and at most 1."),
+        ({"softness_start": 1.1}, "softness_start is 1.1; give a number above 0 and at most 1."),
+        ({"softness_end": 0.0}, "softness_end is 0.0; give a number above 0 and at most 1."),
+        ({"sinkhorn_softness": math.nan}, "sinkhorn_softness is nan; give a number above 0 and at most 1."),
+        ({"score_momentum": 1.0}, "score_momentum is 1.0; give a number from 0 to below 1."),
+        ({"rms_decay": -0.5}, "rms_decay is -0.5; give a number from 0 to below 1."),
+        ({"floor_share": 1.2}, "floor_share is 1.2; give a number from 0 to 1."),
+        ({"floor_units": 0}, "floor_units is 0; give 1 or more."),
+        ({"score_batches": 0}, "score_batches is 0; give 1 or more."),
     ],
 )
 def test_settings_that_are_not_allowed(values, message):
