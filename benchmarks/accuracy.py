@@ -6,8 +6,9 @@ All methods start from the same base model, see the same data, make the same num
 rate schedule with the same distillation, and keep the same budget of MACs; seeds are paired. Data is an `.npz` in the
 format of `dtp-deploy compress`. `--tune` judges on a part of the training data in place of the test data, and tries the
 strengths of the regularising methods; the tables are made without it. `--strengths` tries them on the test data, where
-the best of them then counts: an advantage that `dtp` does not get. Rows that the JSON file holds already are not run
-again, so a benchmark that was cut off goes on.
+the best of them then counts: an advantage that `dtp` does not get. `--bases` starts from several base models: how far
+one method is ahead of another differs more from base to base than from seed to seed. Rows that the JSON file holds
+already are not run again, so a benchmark that was cut off goes on.
 
 `--quick`: resnet20 and mobilenetv2, 25 and 10 % of the MACs, five methods, three seeds, stem stride 2.
 """
@@ -37,8 +38,10 @@ from dtp_deploy.cost import macs_per_sample
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.train import Settings
 
-_KEY = ("data", "model", "budget", "method", "seed", "epochs", "strength")
+_KEY = ("data", "model", "base", "budget", "method", "seed", "epochs", "strength")
 """What tells one run from another."""
+Pair = tuple[int, int]
+"""What is compared: the number of the base model, and the seed of the pruning."""
 _HELD_OUT = 6
 """One in so many training images is held out for tuning."""
 _QUICK = {
@@ -74,16 +77,18 @@ def dataset(arguments: argparse.Namespace, path: str) -> Dataset:
     return replace(data, x_train=x[~held], y_train=y[~held], x_val=x[held], y_val=y[held])
 
 
-def base_of(arguments: argparse.Namespace, data: Dataset, model: str) -> torch.nn.Module:
-    """The base model, which for tuning has not seen the held-out images either."""
-    return base_model(model, data, arguments.stem_stride, arguments.base_epochs, arguments.augment, arguments.cache)
+def base_of(arguments: argparse.Namespace, data: Dataset, model: str, number: int) -> torch.nn.Module:
+    """A base model, which for tuning has not seen the held-out images either; its number seeds its training."""
+    return base_model(
+        model, data, arguments.stem_stride, arguments.base_epochs, arguments.augment, arguments.cache, number
+    )
 
 
 def run(arguments: argparse.Namespace, row: Row) -> Row:
     """One run, in a process of its own with one thread."""
     torch.set_num_threads(1)
     data = dataset(arguments, row["data"])
-    base = base_of(arguments, data, row["model"])
+    base = base_of(arguments, data, row["model"], row["base"])
     groups = prove(base, find_groups(base, torch.zeros(1, *data.sample_shape)))
     settings = Settings(
         epochs=row["epochs"],
@@ -105,13 +110,15 @@ def run(arguments: argparse.Namespace, row: Row) -> Row:
 
 def wanted(arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows to run, without their results: all methods of a cell one after the other."""
-    for data, model, budget, seed, method in product(
-        arguments.data, arguments.models, arguments.budgets, range(arguments.seeds), arguments.methods
+    bases, seeds = range(arguments.bases), range(arguments.seeds)
+    for data, model, base, budget, seed, method in product(
+        arguments.data, arguments.models, bases, arguments.budgets, seeds, arguments.methods
     ):
         for strength in strengths_of(method, arguments):
             yield {
                 "data": data,
                 "model": model,
+                "base": base,
                 "budget": budget,
                 "method": method,
                 "seed": seed,
@@ -142,13 +149,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
-def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[int, float]]]:
-    """Points by cell (data, model, budget), then by method, then by seed; a method's strengths are methods here."""
-    table: dict[tuple[str, str, float], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[Pair, float]]]:
+    """Points by cell (data, model, budget), then by method, then by pair; a method's strengths are methods here."""
+    table: dict[tuple[str, str, float], dict[str, dict[Pair, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         name = row["method"] if row["strength"] is None else f"{row['method']} {row['strength']:g}"
         cell = (Path(row["data"]).stem, row["model"], row["budget"])
-        table[cell][name][row["seed"]] = 100 * row["accuracy"]
+        table[cell][name][row["base"], row["seed"]] = 100 * row["accuracy"]
     return table
 
 
@@ -175,13 +182,13 @@ def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> No
             print(f"\ndtp - best other, {name}: {middle:+.2f} ({low:+.2f} to {high:+.2f}), {len(values)} pairs")
 
 
-def _differences(by_method: dict[str, dict[int, float]]) -> list[float]:
-    """`dtp` less the best other method, by seed; the best is chosen by its mean, after the fact."""
-    others = {name: by_seed for name, by_seed in by_method.items() if not name.startswith("dtp")}
+def _differences(by_method: dict[str, dict[Pair, float]]) -> list[float]:
+    """`dtp` less the best other method, pair by pair; the best is chosen by its mean, after the fact."""
+    others = {name: by_pair for name, by_pair in by_method.items() if not name.startswith("dtp")}
     if "dtp" not in by_method or not others:
         return []
-    best = max(others.values(), key=lambda by_seed: mean(by_seed.values()))
-    return [value - best[seed] for seed, value in by_method["dtp"].items() if seed in best]
+    best = max(others.values(), key=lambda by_pair: mean(by_pair.values()))
+    return [value - best[pair] for pair, value in by_method["dtp"].items() if pair in best]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -198,7 +205,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         budgets = sorted(cell[2] for cell in table if cell[:2] == (data, model))
         for name in sorted({name for budget in budgets for name in table[data, model, budget]}):
             points = [(budget, table[data, model, budget].get(name)) for budget in budgets]
-            values = [(budget, list(by_seed.values())) for budget, by_seed in points if by_seed]
+            values = [(budget, list(by_pair.values())) for budget, by_pair in points if by_pair]
             axis.errorbar(
                 [budget for budget, _ in values],
                 [mean(value) for _, value in values],
@@ -226,7 +233,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=usual, help="by default all but the ablations"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the pruning, for every base model")
+    parser.add_argument(
+        "--bases", type=int, default=1, help="base models to start from, trained from seeds of their own"
+    )
     parser.add_argument("--epochs", type=int, default=1, help="in all, whatever a method does in them")
     parser.add_argument("--base-epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -255,7 +265,8 @@ def main() -> None:
     bases = {}
     for path, model in product(arguments.data, arguments.models):
         data = dataset(arguments, path)
-        bases[Path(path).stem, model] = 100 * accuracy(base_of(arguments, data, model), data)
+        trained = [base_of(arguments, data, model, number) for number in range(arguments.bases)]
+        bases[Path(path).stem, model] = mean(100 * accuracy(base, data) for base in trained)
     rows = run_missing([*wanted(arguments)], partial(run, arguments), _KEY, arguments.workers, arguments.json)
     print_tables(rows, bases)
     if arguments.picture is not None:

@@ -109,14 +109,17 @@ def train(model: nn.Module, data: Dataset, epochs: int, seed: int, augment: str,
     return model.to(memory_format=torch.contiguous_format).eval()
 
 
-def base_model(name: str, data: Dataset, stem_stride: int, epochs: int, augment: str, cache: Path) -> nn.Module:
+def base_model(
+    name: str, data: Dataset, stem_stride: int, epochs: int, augment: str, cache: Path, seed: int = 0
+) -> nn.Module:
     """The trained model that all methods start from; trained now unless it is in the cache."""
     model = make(name, data, stem_stride)
-    path = cache / f"{Path(data.name).stem}-{name}-stride{stem_stride}-{augment}-{epochs}-{len(data.y_train)}.pt"
+    which = f"{name}-stride{stem_stride}-{augment}-{epochs}-{len(data.y_train)}" + (f"-seed{seed}" if seed else "")
+    path = cache / f"{Path(data.name).stem}-{which}.pt"
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
-    model = train(model, data, epochs, seed=0, augment=augment)
+    model = train(model, data, epochs, seed, augment)
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(model.state_dict(), partial)

@@ -19,6 +19,7 @@ def row(method: str, seed: int, accuracy: float) -> dict[str, object]:
     return {
         "data": "some/digits.npz",
         "model": "resnet20",
+        "base": 0,
         "budget": 25.0,
         "method": method,
         "seed": seed,
