@@ -34,6 +34,7 @@ def _with(masks: MaskSettings) -> Callable[[Settings], Settings]:
 CHANGED: dict[str, Callable[[Settings], Settings]] = {
     "dtp-sinkhorn-1": _with(MaskSettings(solver="sinkhorn-1")),
     "dtp-fixed-scores": _with(MaskSettings(score_rate=0.0)),
+    "dtp-rate-0.05": _with(MaskSettings(score_rate=0.05)),
     "dtp-uniform-start": _with(MaskSettings(scores="uniform")),
     "dtp-at-once": _with(MaskSettings(budget_reached=1e-6)),
     "dtp-no-floor": _with(MaskSettings(floor_share=0.0)),
@@ -69,6 +70,19 @@ class _MeanOverAll(ScoreLearner):
 
     def free_units(self, masks: Tensor) -> float:
         return float(masks.numel())
+
+
+class _AgainstMean(ScoreLearner):
+    """The mean score of every group stays, not that of what is pruned of it."""
+
+    def _against_pruned(self, masks: Tensor) -> Tensor:
+        return self._velocity
+
+
+@contextmanager
+def _against_mean(student: nn.Module, masks: ChannelMasks) -> Iterator[AfterStep]:
+    masks._learner = _AgainstMean(masks.scores, masks.settings, masks._learner.group)
+    yield masks.step
 
 
 @contextmanager
@@ -124,6 +138,7 @@ def _running_statistics(student: nn.Module, masks: ChannelMasks) -> Iterator[Aft
 
 LEARNED: dict[str, Callable[[nn.Module, ChannelMasks], Context[AfterStep]]] = {
     "dtp-adam": _by_adam,
+    "dtp-against-mean": _against_mean,
     "dtp-mean-over-all": _over_all,
     "dtp-straight-through": _straight_through,
     "dtp-running-statistics": _running_statistics,

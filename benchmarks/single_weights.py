@@ -4,7 +4,7 @@
 
 All start from the same base model and make the same number of steps along the same schedule with the same distillation;
 seeds are paired. `dtp` is `WeightMasks` with its defaults; `dtp-fixed-scores` keeps its first scores, and
-`dtp-rate-0.05` learns them as fast as those of channels. `magnitude` sets the smallest weights of all layers to zero
+`dtp-rate-0.05` learns them ten times as fast. `magnitude` sets the smallest weights of all layers to zero
 and fine-tunes, `lamp` those of the lowest LAMP score (Lee et al., 2021), from which `dtp` starts, too.
 `gradual-magnitude` and `gradual-lamp` do so along the steps in which `dtp` learns, by the cubic schedule of Zhu and
 Gupta (2017). Only `dtp` has a floor for each layer. A budget of 2:4 keeps two of every four, in the end.

@@ -4,8 +4,9 @@ That number is the root mean square over the units that are free to learn. Over 
 of those that are, and the last few to be decided, like the first few to be doubted, would be thrown about by the noise
 of single batches.
 
-Where the split of the budget between groups is not learned, a group's scores learn against their own mean: see "The
-null direction" in docs/method.md.
+Where the split of the budget between groups is not learned by its price, a group's scores learn against their own mean,
+and what is pruned of a group stays where it is, on the average: a unit that is gone is worth nothing in any group, so
+these are the zero that all groups share. See "The null direction" in docs/method.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor
 from dtp_deploy.errors import TrainingError
 from dtp_deploy.prune.schedule import MaskSettings
 
+_NOTHING = 1e-9
+"""Of a group that has lost less than this many units, nothing is pruned."""
+
 
 class ScoreLearner:
     """Moves scores along their gradient, divided by its running root mean square over the units that are free to learn.
@@ -30,8 +34,9 @@ class ScoreLearner:
     Args:
         scores: shape [n,], changed in place.
         settings: rate, momentum and decay.
-        group: group of each score, shape [n,], int64, where the mean score of every group shall stay as it is, or
-            every group keeps its mass anyway; None where all scores learn freely. Masks are one for each score.
+        group: group of each score, shape [n,], int64, where the mean score of what is pruned of a group shall stay as
+            it is, or every group keeps its mass anyway; None where all scores learn freely. Masks are one for each
+            score.
     """
 
     def __init__(self, scores: Tensor, settings: MaskSettings, group: Tensor | None = None) -> None:
@@ -67,7 +72,16 @@ class ScoreLearner:
             scale = math.sqrt(self._free) / math.sqrt(self._squares)
             self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=scale)
             with torch.no_grad():
-                self.scores.sub_(self._velocity, alpha=self.settings.rate_at(progress))
+                self.scores.sub_(self._against_pruned(masks.detach()), alpha=self.settings.rate_at(progress))
+
+    def _against_pruned(self, masks: Tensor) -> Tensor:
+        """The velocity, less its mean over what is pruned of the group."""
+        if self.group is None:
+            return self._velocity
+        pruned = 1 - masks
+        total = self._by_group(pruned)
+        mean = torch.where(total > _NOTHING, self._by_group(pruned * self._velocity) / total, 0.0)
+        return self._velocity - mean[self.group]
 
     def free_units(self, masks: Tensor) -> float:
         """How many units are free to learn: among many, one that is half kept counts as one and a hard one as none.

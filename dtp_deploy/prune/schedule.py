@@ -13,7 +13,7 @@ from dtp_deploy.prune.importance import ScoreStart, WeightStart
 
 Solver = Literal["exact", "sinkhorn-1"]
 
-_RATES: dict[Granularity, float] = {"channels": 0.05, "weights": 0.005, "2:4": 0.005}
+_RATES: dict[Granularity, float] = {"channels": 0.03, "weights": 0.005, "2:4": 0.005}
 """First learning rate of the scores."""
 
 
@@ -26,7 +26,7 @@ class MaskSettings:
         scores: how scores start: "l2", norms of weights; "bn", scales of BatchNorm; "taylor", the loss's slope, which
             needs data; "uniform", all the same.
         score_batches: batches that "taylor" looks at.
-        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). None: that of the granularity, 0.05
+        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). None: that of the granularity, 0.03
             for channels, 0.005 for single weights, of each of which the loss says less.
         score_momentum: of the scores' updates.
         rms_decay: of the running mean square by which the scores' gradient is divided: over all undecided units of the
@@ -36,8 +36,9 @@ class MaskSettings:
         softness_end: softness at p = 1. At 0.0005, at most 0.7 % of the masks can lie in (0.02, 0.98).
         sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
         learn_split: whether scores learn, by the price of the budget, how it is split between groups of channels, or
-            each group's scores against their own mean. None: learned where a latency counts or widths are preferred,
-            and where blocks may go as a whole. Single weights and budgets of each layer have no such split.
+            each group's scores against those of its pruned channels. None: learned where a latency counts or widths
+            are preferred, and where blocks may go as a whole. Single weights and budgets of each layer have no such
+            split.
         floor_share: least width of a group, as a share of its width at the uniform ratio that meets the budget; of a
             layer's weights likewise.
         floor_units: least number of units of a group, whatever the share.

@@ -37,7 +37,7 @@ def test_softness_stays_below_that_of_equal_masks(progress, ratio, now):
     assert MaskSettings().softness_at(progress, ratio, now) < 4 * now * (1 - now)
 
 
-@pytest.mark.parametrize(("granularity", "first"), [("channels", 0.05), ("weights", 0.005), ("2:4", 0.005)])
+@pytest.mark.parametrize(("granularity", "first"), [("channels", 0.03), ("weights", 0.005), ("2:4", 0.005)])
 def test_rates_fall_to_zero(granularity, first):
     settings = MaskSettings().for_granularity(granularity)
     rates = [settings.rate_at(step / 10) for step in range(11)]
