@@ -55,7 +55,7 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
 
 
 class _Adam(ScoreLearner):
-    """Scores that Adam moves: every one as fast as any other."""
+    """Scores that Adam moves, every one as fast as any other; what is pruned of a group moves, too."""
 
     def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
         if step == 0:

@@ -155,7 +155,7 @@ def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[Pa
     for row in rows:
         name = row["method"] if row["strength"] is None else f"{row['method']} {row['strength']:g}"
         cell = (Path(row["data"]).stem, row["model"], row["budget"])
-        table[cell][name][row["base"], row["seed"]] = 100 * row["accuracy"]
+        table[cell][name][row.get("base", 0), row["seed"]] = 100 * row["accuracy"]
     return table
 
 
@@ -183,12 +183,21 @@ def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> No
 
 
 def _differences(by_method: dict[str, dict[Pair, float]]) -> list[float]:
-    """`dtp` less the best other method, pair by pair; the best is chosen by its mean, after the fact."""
+    """`dtp` less the best other method, pair by pair; the best is chosen by its mean, after the fact.
+
+    Of several base models each gives one, the mean over its seeds, which are no independent trials of the method.
+    """
     others = {name: by_pair for name, by_pair in by_method.items() if not name.startswith("dtp")}
     if "dtp" not in by_method or not others:
         return []
     best = max(others.values(), key=lambda by_pair: mean(by_pair.values()))
-    return [value - best[pair] for pair, value in by_method["dtp"].items() if pair in best]
+    differences: dict[int, list[float]] = defaultdict(list)
+    for pair, value in by_method["dtp"].items():
+        if pair in best:
+            differences[pair[0]].append(value - best[pair])
+    if len(differences) > 1:
+        return [mean(values) for values in differences.values()]
+    return [value for values in differences.values() for value in values]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -113,6 +113,7 @@ def base_model(
     name: str, data: Dataset, stem_stride: int, epochs: int, augment: str, cache: Path, seed: int = 0
 ) -> nn.Module:
     """The trained model that all methods start from; trained now unless it is in the cache."""
+    torch.manual_seed(seed)
     model = make(name, data, stem_stride)
     which = f"{name}-stride{stem_stride}-{augment}-{epochs}-{len(data.y_train)}" + (f"-seed{seed}" if seed else "")
     path = cache / f"{Path(data.name).stem}-{which}.pt"

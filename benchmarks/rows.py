@@ -22,12 +22,12 @@ def run_missing(
         wanted: rows without their results.
         run: gives a row its results: accuracy, accuracy_at_hardening and seconds, and what else there is. It can be
             pickled.
-        names: what tells one run from another.
+        names: what tells one run from another; 0 where a row of the file lacks it.
         workers: processes.
         path: of the file; it may hold other rows, which stay. None keeps nothing.
     """
     done: list[Row] = json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
-    known = [[row.get(name) for name in names] for row in done]
+    known = [[row.get(name, 0) for name in names] for row in done]
     rows = [row for row in wanted if [row[name] for name in names] not in known]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run, row) for row in rows]
@@ -45,7 +45,7 @@ def run_missing(
                 partial.write_text(json.dumps({"rows": done}, indent=1))
                 partial.replace(path)
     asked = [[row[name] for name in names] for row in wanted]
-    return [row for row in done if [row.get(name) for name in names] in asked]
+    return [row for row in done if [row.get(name, 0) for name in names] in asked]
 
 
 def in_points(values: Sequence[float]) -> str:

@@ -81,7 +81,7 @@ def test_the_mask_phase_is_told_epoch_by_epoch(macs_run: Finished) -> None:
 def test_the_report_says_what_was_decided_of_the_masks(macs_run: Finished) -> None:
     masks = macs_run.report.settings["masks"]
     assert isinstance(masks, dict)
-    assert (masks["learn_split"], masks["score_rate"]) == (False, 0.05)
+    assert (masks["learn_split"], masks["score_rate"]) == (False, 0.03)
 
 
 def test_budget_is_kept_and_used(macs_run: Finished) -> None:

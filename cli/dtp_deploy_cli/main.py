@@ -79,7 +79,7 @@ def main() -> NoReturn:
     except DtpError as error:
         code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        message = error.format_message().replace("Value error, ", "")  # how pydantic begins what typer says of choices
+        message = error.format_message().replace(": Value error, ", ": ", 1)  # pydantic's words before typer's own
         stop = "" if message.endswith((".", "?")) else "."
         code = _fail(f"{message}{stop} {_help_hint()}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -5,7 +5,7 @@ of those that are, and the last few to be decided, like the first few to be doub
 of single batches.
 
 Where the split of the budget between groups is not learned by its price, a group's scores learn against their own mean,
-and what is pruned of a group stays where it is, on the average: a unit that is gone is worth nothing in any group, so
+and no step moves what is pruned of a group then, on the average: a unit that is gone is worth nothing in any group, so
 these are the zero that all groups share. See "The null direction" in docs/method.md.
 """
 
@@ -34,9 +34,9 @@ class ScoreLearner:
     Args:
         scores: shape [n,], changed in place.
         settings: rate, momentum and decay.
-        group: group of each score, shape [n,], int64, where the mean score of what is pruned of a group shall stay as
-            it is, or every group keeps its mass anyway; None where all scores learn freely. Masks are one for each
-            score.
+        group: group of each score, shape [n,], int64, where no step shall move what is pruned of a group then, on
+            the average, or every group keeps its mass anyway; None where all scores learn freely. Masks are one for
+            each score.
     """
 
     def __init__(self, scores: Tensor, settings: MaskSettings, group: Tensor | None = None) -> None:
@@ -88,7 +88,7 @@ class ScoreLearner:
 
         It is 16 times what the squares of `slope` add up to, on the average, for gradients of variance one that are
         independent of each other. With v = m (1 - m) that is v^2 for a unit that learns freely; and for one of a group
-        that keeps its mean v^2 ((1 - w)^2 + the sum of w^2 over the others), w = v / sum(v). So a unit that alone is
+        that keeps its mass v^2 ((1 - w)^2 + the sum of w^2 over the others), w = v / sum(v). So a unit that alone is
         undecided in its group, whose slope is nothing but rounding, does not count.
         """
         v = (1 - masks).mul_(masks)

@@ -47,6 +47,13 @@ def test_dtp_is_compared_seed_by_seed_with_the_method_that_is_best_on_average(
     assert "dtp - best other, all: +2.00 (+2.00 to +2.00), 3 pairs" in printed
 
 
+def test_of_several_bases_each_gives_one_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("dtp", seed, 0.9 + lead) | {"base": base} for base, lead in enumerate([0.01, 0.03]) for seed in (0, 1)]
+    rows += [row("l2-uniform", seed, 0.9) | {"base": base} for base in (0, 1) for seed in (0, 1)]
+    print_tables(rows, {("digits", "resnet20"): 95.0})
+    assert "dtp - best other, all: +2.00 (-10.71 to +14.71), 2 pairs" in capsys.readouterr().out
+
+
 def test_cells_keep_strengths_apart() -> None:
     tuned = row("groupnorm", 0, 0.5) | {"strength": 0.005}
     assert set(cells([tuned])["digits", "resnet20", 25.0]) == {"groupnorm 0.005"}
