@@ -5,13 +5,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
+import dtp_deploy.job
+from dtp_deploy.report import Report
 from dtp_deploy_cli.main import main
 
 
@@ -65,3 +69,49 @@ def sample_report() -> dict[str, object]:
     document = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(document, dict)
     return document
+
+
+FACTORY = """
+from torch import nn
+
+def tiny():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+def same(model):
+    return model
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that lacks only a budget. The working directory holds the factory and the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets_of_cli_test", raising=False)
+    (tmp_path / "nets_of_cli_test.py").write_text(FACTORY)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    torch.save(model.state_dict(), "tiny.pt")
+    return [
+        "compress",
+        "tiny.pt",
+        "--model",
+        "nets_of_cli_test:tiny",
+        "--data",
+        "digits",
+        "--input",
+        "1x1x8x8",
+        "--out",
+        "small",
+    ]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, sample_report: dict[str, object]) -> dict[str, Any]:
+    """What the library was asked for; it answers with the sample report at once."""
+    seen: dict[str, Any] = {}
+
+    def answer(model: nn.Module, **given: Any) -> Report:
+        seen.update(given, model=model)
+        return Report.model_validate(sample_report)
+
+    monkeypatch.setattr(dtp_deploy.job, "compress", answer)
+    return seen
