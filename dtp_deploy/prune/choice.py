@@ -99,7 +99,9 @@ def choose_channels(
     """The units to keep: the highest scores, cost <= limit, and no further unit in the learned order would fit.
 
     First one threshold for all groups, the lowest that the limit allows; then what the limit leaves is filled with
-    single steps up, best mean score first.
+    single steps up, best mean score first. The unit that comes next below that threshold may be a dear one that only
+    just does not fit. So it is tried, too, to keep it and to make room by single steps down elsewhere, and what keeps
+    more score for its cost is taken.
 
     Args:
         groups: the prunable groups, G of them.
@@ -150,39 +152,100 @@ def choose_with_threshold(
         else:
             low = middle + 1
     positions = above(thresholds[low]) if low < len(thresholds) else smallest
-    _fill(positions, levels, ranked, cost_of, limit)
+    steps = _Steps(levels, ranked, thresholds[0], cost_of, limit)
+    chosen = steps.filled(positions)
+    if low > 0:
+        roomy = steps.made_to_fit(above(thresholds[low - 1]), positions)
+        if roomy is not None:
+            chosen = max(chosen, steps.filled(roomy), key=lambda choice: steps.gain(choice, positions))
     kept = {
         group.name: sorted(order[: level.units[position]].tolist())
-        for group, order, level, position in zip(groups, orders, levels, positions, strict=True)
+        for group, order, level, position in zip(groups, orders, levels, chosen, strict=True)
     }
     return kept, thresholds[min(low, len(thresholds) - 1)]
 
 
-def _fill(
-    positions: list[int],
-    levels: Sequence[WidthLevels],
-    ranked: Sequence[Tensor],
-    cost_of: Callable[[Sequence[int]], float],
-    limit: float,
-) -> None:
-    """Raise widths step by step, in place, while the limit allows; a step that does not fit never fits later."""
-    queue: list[tuple[float, int]] = []
+@dataclass(frozen=True)
+class _Steps:
+    """Single steps of widths. Widths are positions among the levels of each group.
 
-    def offer(number: int) -> None:
-        level, position = levels[number], positions[number]
-        if position + 1 < len(level.units):
-            block = ranked[number][level.units[position] : level.units[position + 1]]
-            heapq.heappush(queue, (-float(block.mean()), number))
+    Attributes:
+        levels: allowed widths of every group.
+        ranked: scores of every group, falling.
+        zero: the lowest of all scores.
+        cost_of: cost of all widths.
+        limit: largest cost allowed.
+    """
 
-    for number in range(len(positions)):
-        offer(number)
-    while queue:
-        _, number = heapq.heappop(queue)
-        positions[number] += 1
-        if cost_of(positions) <= limit:
+    levels: Sequence[WidthLevels]
+    ranked: Sequence[Tensor]
+    zero: float
+    cost_of: Callable[[Sequence[int]], float]
+    limit: float
+
+    def filled(self, positions: Sequence[int]) -> list[int]:
+        """Widths raised while the limit allows, best mean score first; a step that does not fit never fits later."""
+        positions = list(positions)
+        queue: list[tuple[float, int]] = []
+
+        def offer(number: int) -> None:
+            if positions[number] + 1 < len(self.levels[number].units):
+                heapq.heappush(queue, (-self._score(number, positions[number], positions[number] + 1), number))
+
+        for number in range(len(positions)):
             offer(number)
-        else:
-            positions[number] -= 1
+        while queue:
+            _, number = heapq.heappop(queue)
+            positions[number] += 1
+            if self.cost_of(positions) <= self.limit:
+                offer(number)
+            else:
+                positions[number] -= 1
+        return positions
+
+    def made_to_fit(self, positions: Sequence[int], least: Sequence[int]) -> list[int] | None:
+        """Widths lowered until they are within the limit, but for those above `least`; None where that is too little.
+
+        Each step is the one that loses least score for what it takes off the excess: one that frees much more than
+        that loses the more.
+        """
+        positions = list(positions)
+        open_to_it = [n for n, (position, low) in enumerate(zip(positions, least, strict=True)) if position <= low]
+        cost = self.cost_of(positions)
+        while cost > self.limit:
+            losses: list[tuple[float, int]] = []
+            for number in open_to_it:
+                if positions[number] == 0:
+                    continue
+                lowered = [*positions[:number], positions[number] - 1, *positions[number + 1 :]]
+                freed = cost - self.cost_of(lowered)
+                if freed > 0:
+                    lost = self._worth(number, lowered[number], positions[number]) * freed
+                    losses.append((lost / min(freed, cost - self.limit), number))
+            if not losses:
+                return None
+            positions[min(losses)[1]] -= 1
+            cost = self.cost_of(positions)
+        return positions
+
+    def gain(self, positions: Sequence[int], start: Sequence[int]) -> float:
+        """How much more score widths keep than those at the start do, each channel's weighed by what it costs."""
+        now, total = list(start), 0.0
+        cost = self.cost_of(now)
+        for number, (old, new) in enumerate(zip(start, positions, strict=True)):
+            if new != old:
+                now[number] = new
+                before, cost = cost, self.cost_of(now)
+                total += self._worth(number, min(old, new), max(old, new)) * (cost - before)
+        return total
+
+    def _worth(self, number: int, low: int, high: int) -> float:
+        """Mean score of the units between two widths of a group, above the lowest of all."""
+        return self._score(number, low, high) - self.zero
+
+    def _score(self, number: int, low: int, high: int) -> float:
+        units = self.levels[number].units
+        return float(self.ranked[number][units[low] : units[high]].mean())
 
 
 def floor_units(

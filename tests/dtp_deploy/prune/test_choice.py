@@ -2,6 +2,7 @@
 
 import math
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from dtp_deploy.cost import ChannelCount, NetworkCost
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
+from dtp_deploy.prune import choice
 from dtp_deploy.prune.choice import (
     WidthLevels,
     allowed_widths,
@@ -159,6 +161,38 @@ def test_what_the_threshold_leaves_is_filled_with_what_fits():
         groups, scores, ChannelCount(vector([10, 1])), 13, [WidthLevels((1, 2)), WidthLevels((1, 2, 3))]
     )
     assert kept == {"a": [0], "b": [0, 1, 2]}
+
+
+def test_a_dear_unit_that_only_just_does_not_fit_stays_and_cheap_ones_make_room():
+    # The dear unit fits if two cheap ones that count more go; without it, cheap ones that count for little fit.
+    groups = [ChannelGroup("dear", 2, 1, ()), ChannelGroup("cheap", 9, 1, ())]
+    scores = [vector([90, 50]), vector([80, 59, 58, 1, 0.8, 0.6, 0.4, 0.2, 0])]
+    cost, levels = ChannelCount(vector([10, 1])), [allowed_widths(group, 1) for group in groups]
+    assert choose_channels(groups, scores, cost, 21, levels) == {"dear": [0, 1], "cheap": [0]}
+    # Where the cheap ones below are worth as much, it is the dear one that goes.
+    scores[1][3:] = vector([49, 49, 49, 49, 49, 49])
+    assert choose_channels(groups, scores, cost, 21, levels) == {"dear": [0], "cheap": list(range(9))}
+
+
+@given(choices())
+@settings(max_examples=200)
+def test_making_room_keeps_no_less_score_than_the_threshold_alone(case):
+    groups, scores, _, levels, share = case
+    weights = vector(group.channels_per_unit for group in groups)
+    cost = ChannelCount(weights)
+    limit = min(share, 1.0) * float(weights @ vector(group.units for group in groups))
+    if float(cost(vector(level.units[0] for level in levels))[0]) > limit:
+        return
+
+    def worth(kept):
+        zero = min(float(score.min()) for score in scores)
+        parts = zip(weights.tolist(), groups, scores, strict=True)
+        return sum(weight * float((score[kept[group.name]] - zero).sum()) for weight, group, score in parts)
+
+    both = choose_channels(groups, scores, cost, limit, levels)
+    with patch.object(choice._Steps, "made_to_fit", lambda *_: None):
+        alone = choose_channels(groups, scores, cost, limit, levels)
+    assert worth(both) >= worth(alone) - 1e-9 * abs(worth(alone))
 
 
 def test_even_widths_are_the_two_around_a_count():
