@@ -57,11 +57,11 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
 class _Adam(ScoreLearner):
     """Scores that Adam moves, every one as fast as any other; what is pruned of a group moves, too."""
 
-    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
+    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, rate: float) -> None:
         if step == 0:
             self._adam = torch.optim.Adam([self.scores])
         self.scores.grad = self.slope(masks, gradient, epsilon)
-        self._adam.param_groups[0]["lr"] = self.settings.rate_at(progress)
+        self._adam.param_groups[0]["lr"] = rate
         self._adam.step()
 
 

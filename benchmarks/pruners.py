@@ -107,7 +107,7 @@ def _dtp(job: Job, trainer: Trainer, learning: str = "") -> nn.Module:
         settings=job.settings.masks,
     )
     with LEARNED.get(learning, as_usual)(student, masks) as after_step:
-        trainer.run(student, trainer.mask_steps, after_step, forget=masks.zero_grad)
+        trainer.run(student, masks.steps, after_step, forget=masks.zero_grad)
     return remove_channels(student, masks.harden())
 
 

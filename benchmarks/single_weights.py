@@ -109,7 +109,7 @@ def prune(method: str, model: nn.Module, layers: WeightLayers, budget: str, trai
     if method in _MASKS:
         share = None if blocks else parse_budget("params", budget)
         masks = WeightMasks(model, layers, share, steps=trainer.mask_steps, settings=_MASKS[method])
-        trainer.run(model, trainer.mask_steps, masks.step, forget=masks.zero_grad)
+        trainer.run(model, masks.steps, masks.step, forget=masks.zero_grad)
         hold_zeros(model, masks.harden())
         return lambda: None
     others = count_parameters(model) - layers.count
@@ -117,7 +117,7 @@ def prune(method: str, model: nn.Module, layers: WeightLayers, budget: str, trai
     score = SCORES[method.removeprefix("gradual-")]
     by_score = ByScore(model, layers, 0.5 if blocks else math.floor(kept) / layers.count, score)
     if method.startswith("gradual-"):
-        steps = trainer.mask_steps
+        steps = trainer.mask_steps(by_score.ratio)
 
         def after_step() -> None:
             if trainer.step % _EVERY == 0:

@@ -24,6 +24,7 @@ from dtp_deploy.profile.measure import LatencyReport
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import ChannelMasks, Depth, MaskSettings, PruningPlan, WeightLayers, WeightMasks, prove
 from dtp_deploy.prune.importance import Losses
+from dtp_deploy.prune.stepwise import StepsFor
 from dtp_deploy.ranks import by_first
 from dtp_deploy.report.table import size
 from dtp_deploy.train import Settings
@@ -67,7 +68,7 @@ class Pruning(abc.ABC):
         """Settings as the masks use them, with nothing left to be decided."""
 
     @abc.abstractmethod
-    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> Masks:
+    def masks(self, student: nn.Module, steps: StepsFor, settings: MaskSettings) -> Masks:
         """Masks on the student."""
 
     @abc.abstractmethod
@@ -104,7 +105,7 @@ class ChannelPruning(Pruning):
             self.limits.all[0].budget, preferred=preferred, depth=bool(self.groups.blocks)
         )
 
-    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> ChannelMasks:
+    def masks(self, student: nn.Module, steps: StepsFor, settings: MaskSettings) -> ChannelMasks:
         """On the readers of the groups."""
         limits = self.limits
         return ChannelMasks(
@@ -159,7 +160,7 @@ class WeightPruning(Pruning):
         """With the rate of the scores decided."""
         return settings.for_granularity(self.layers.granularity)
 
-    def masks(self, student: nn.Module, steps: int, settings: MaskSettings) -> WeightMasks:
+    def masks(self, student: nn.Module, steps: StepsFor, settings: MaskSettings) -> WeightMasks:
         """On the weights of the layers."""
         limit = self.limit + self._finishing
         return WeightMasks(student, self.layers, self.budget, steps=steps, settings=settings, limit=limit)

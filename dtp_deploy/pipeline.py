@@ -329,7 +329,7 @@ class _Run:
             masks.load_state(saved["masks"])
         with self.findings.stage("masks"):
             diary = MaskDiary(self.findings, student, masks, self.data, self.task, len(trainer.stream))
-            self._train(trainer, student, trainer.mask_steps, "masks", masks, diary)
+            self._train(trainer, student, masks.steps, "masks", masks, diary)
         with self.findings.stage("choice"):
             self.plan, self.findings.deviations = self.pruning.harden(masks)
             student.cpu()

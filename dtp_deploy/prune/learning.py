@@ -33,7 +33,7 @@ class ScoreLearner:
 
     Args:
         scores: shape [n,], changed in place.
-        settings: rate, momentum and decay.
+        settings: momentum and decay.
         group: group of each score, shape [n,], int64, where no step shall move what is pruned of a group then, on
             the average, or every group keeps its mass anyway; None where all scores learn freely. Masks are one for
             each score.
@@ -46,7 +46,7 @@ class ScoreLearner:
         self._squares = 0.0
         self._free = 0.0
 
-    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, progress: float) -> None:
+    def step(self, masks: Tensor, gradient: Tensor, epsilon: float, step: int, rate: float) -> None:
         """One step.
 
         Args:
@@ -55,7 +55,7 @@ class ScoreLearner:
             epsilon: of the transport that gave the masks. It only scales the slope of all units alike; it is taken
                 out, so that annealing does not change how fast scores learn.
             step: how many steps there were before.
-            progress: share of the mask phase that is over.
+            rate: how far a unit that is half kept goes, at a gradient of the root mean square and with no momentum.
 
         Raises:
             TrainingError: the gradient holds NaN or infinity.
@@ -72,7 +72,7 @@ class ScoreLearner:
             scale = math.sqrt(self._free) / math.sqrt(self._squares)
             self._velocity.mul_(self.settings.score_momentum).add_(slope, alpha=scale)
             with torch.no_grad():
-                self.scores.sub_(self._against_pruned(masks.detach()), alpha=self.settings.rate_at(progress))
+                self.scores.sub_(self._against_pruned(masks.detach()), alpha=rate)
 
     def _against_pruned(self, masks: Tensor) -> Tensor:
         """The velocity, less its mean over what is pruned of the group."""

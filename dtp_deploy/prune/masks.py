@@ -45,7 +45,7 @@ from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
-from dtp_deploy.prune.stepwise import StepwiseMasks
+from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
 from dtp_deploy.ranks import by_first, mean_over_ranks
 from dtp_deploy.transport import (
     Floors,
@@ -118,7 +118,8 @@ class ChannelMasks(StepwiseMasks):
             takes the masks off again.
         groups: proven groups of this model.
         budget: the budget; a relative one is a share of the cost of the model as it is.
-        steps: how many times `step` will be called, >= 1. The masks are hard after the last.
+        steps: how many times `step` will be called, >= 1, or a function that says so of `ratio`. The masks are hard
+            after the last.
         settings: hyper-parameters, none of which needs tuning.
         cost: the cost of the widths that `limit` bounds, where it is not the budget's own (latency).
         limit: the largest cost allowed; by default the budget's.
@@ -131,6 +132,7 @@ class ChannelMasks(StepwiseMasks):
         limit: the largest cost allowed, in the unit of `cost`.
         dense_cost: cost of the full widths.
         smallest_cost: cost of one unit in every group.
+        ratio: the share of its units that every group keeps where all keep the same and meet the limit.
         scores: one score a unit, all groups one after the other, shape [n,], float64.
         result: the transport result of the present step.
         price: what the last step's loss would have fallen by, to first order, for as much more budget as the full
@@ -147,7 +149,7 @@ class ChannelMasks(StepwiseMasks):
         groups: Groups,
         budget: Budget,
         *,
-        steps: int,
+        steps: int | StepsFor,
         settings: MaskSettings | None = None,
         cost: WidthFunction | None = None,
         limit: float | None = None,
@@ -162,9 +164,7 @@ class ChannelMasks(StepwiseMasks):
                 "--solver sinkhorn-1 shares one budget among the layers; with --per-layer every layer has its own, and "
                 "is solved exactly. Leave one of the two out."
             )
-        if steps < 1:
-            raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
-        self.model, self.groups, self.budget, self.steps = model, groups, budget, steps
+        self.model, self.groups, self.budget = model, groups, budget
         self.depth = depth
         settings = (settings if settings is not None else MaskSettings()).for_granularity("channels")
         self.settings = settings.with_split_decided(budget, preferred=preferred is not None, depth=depth is not None)
@@ -190,6 +190,7 @@ class ChannelMasks(StepwiseMasks):
                 f"{', or a smaller --round-to' if rounded else ''}."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
+        self.steps = steps_of(steps, self.ratio)
         self.floors = self._floors(self.limit, self.cost)
         device = device_of(model)
         self._group_of_unit = torch.cat(
@@ -236,7 +237,8 @@ class ChannelMasks(StepwiseMasks):
         gradient = self._padded.grad
         if gradient is not None:
             gradient = mean_over_ranks(gradient[:-1]).to(self.scores)
-            self._learner.step(self.result.masks, gradient, self._epsilon, self._step, self.progress)
+            rate = self.settings.rate_at(self.progress, self.ratio)
+            self._learner.step(self.result.masks, gradient, self._epsilon, self._step, rate)
             if self.budget.scope == "global":
                 self.price = budget_price(self._problem(self._epsilon), self.result, gradient) * self.dense_cost
             self._padded.grad = None

@@ -26,8 +26,9 @@ class MaskSettings:
         scores: how scores start: "l2", norms of weights; "bn", scales of BatchNorm; "taylor", the loss's slope, which
             needs data; "uniform", all the same.
         score_batches: batches that "taylor" looks at.
-        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). None: that of the granularity, 0.03
-            for channels, 0.005 for single weights, of each of which the loss says less.
+        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). Where the budget leaves a share r of
+            more than half of the units, (1 - r) / r times that. None: that of the granularity, 0.03 for channels, 0.005
+            for single weights, of each of which the loss says less.
         score_momentum: of the scores' updates.
         rms_decay: of the running mean square by which the scores' gradient is divided: over all undecided units of the
             network, so that layers stay comparable.
@@ -156,7 +157,24 @@ class MaskSettings:
         after = (progress - self.budget_reached) / max(1 - self.budget_reached, 1e-9)
         return float(held * (self.softness_end / held) ** min(after, 1.0))
 
-    def rate_at(self, progress: float) -> float:
-        """Learning rate of the scores, once it is decided."""
+    def rate_at(self, progress: float, ratio_at_limit: float) -> float:
+        """Learning rate of the scores, once it is decided.
+
+        Where more units are kept than pruned it is smaller in that proportion: else what the noise of batches does to
+        scores near the threshold would exchange a larger share of those that go.
+
+        Args:
+            progress: p.
+            ratio_at_limit: the uniform mask that meets the limit.
+        """
         assert self.score_rate is not None
-        return float(self.score_rate * max(0.0, 1.0 - progress) ** 0.5)
+        return float(self.score_rate * pruned_per_kept(ratio_at_limit) * max(0.0, 1.0 - progress) ** 0.5)
+
+
+def pruned_per_kept(ratio: float) -> float:
+    """Units that go for each one that stays, at most one, where a share `ratio` of them stays.
+
+    >>> [pruned_per_kept(ratio) for ratio in (0.1, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.3333333333333333, 0.0]
+    """
+    return 1.0 if ratio <= 0.5 else (1 - ratio) / ratio

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
+from dtp_deploy.errors import UsageError
 from dtp_deploy.prune.parametrised import Parametrised, rounded
 from dtp_deploy.transport import entropy_bits, softness
+
+StepsFor = Callable[[float], int]
+"""Steps of a mask phase after which the share given is left of all units."""
+
+
+def steps_of(steps: int | StepsFor, ratio: float) -> int:
+    """The number of steps.
+
+    Raises:
+        UsageError: there is none.
+    """
+    number = steps(ratio) if callable(steps) else steps
+    if number < 1:
+        raise UsageError(f"steps is {number}; the mask phase needs at least one training step.")
+    return number
 
 
 class StepwiseMasks(abc.ABC):

@@ -38,7 +38,7 @@ from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
-from dtp_deploy.prune.stepwise import StepwiseMasks
+from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
 from dtp_deploy.ranks import by_first, mean_over_ranks
 
 _LEAST = 1e-12
@@ -65,7 +65,7 @@ class WeightMasks(StepwiseMasks):
         layers: of this model, as `find_weights` gives them.
         budget: of kind "params": how many parameters may be other than zero, those that cannot be masked counted too.
             None for 2:4, which needs none.
-        steps: how many times `step` will be called, >= 1. The masks are hard after the last.
+        steps: as of `ChannelMasks`; a function gets the share of the weights that is kept.
         settings: hyper-parameters, none of which needs tuning.
         limit: the largest number of parameters other than zero; by default the budget's.
 
@@ -85,13 +85,11 @@ class WeightMasks(StepwiseMasks):
         layers: WeightLayers,
         budget: Budget | None = None,
         *,
-        steps: int,
+        steps: int | StepsFor,
         settings: MaskSettings | None = None,
         limit: float | None = None,
     ) -> None:
-        if steps < 1:
-            raise UsageError(f"steps is {steps}; the mask phase needs at least one training step.")
-        self.model, self.layers, self.budget, self.steps = model, layers, budget, steps
+        self.model, self.layers, self.budget = model, layers, budget
         self.settings = (settings if settings is not None else MaskSettings()).for_granularity(layers.granularity)
         for layer in layers.maskable:
             if parametrize.is_parametrized(layer.module(model), "weight"):
@@ -103,6 +101,7 @@ class WeightMasks(StepwiseMasks):
         device = device_of(model)
         weights = [layer.weight_of(model) for layer in layers.maskable]
         self._sharing = self._make_sharing(limit, device)
+        self.steps = steps_of(steps, self._sharing.ratio)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
         self.scores.requires_grad_()
         self._learner = ScoreLearner(self.scores, self.settings, self._sharing.group)
@@ -184,7 +183,8 @@ class WeightMasks(StepwiseMasks):
             gradients = [mask.grad if mask.grad is not None else torch.zeros_like(mask) for mask in self._masks]
             gradient = mean_over_ranks(torch.cat([self._flat(gradient) for gradient in gradients]))
             gradient = gradient.to(self.scores)
-            self._learner.step(self.masks, gradient, self._epsilon, self._step, self.progress)
+            rate = self.settings.rate_at(self.progress, self._sharing.ratio)
+            self._learner.step(self.masks, gradient, self._epsilon, self._step, rate)
             self.price = self._sharing.price(gradient)
             self.zero_grad()
         self._step += 1

@@ -64,10 +64,9 @@ class Trainer:
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
-    @property
-    def mask_steps(self) -> int:
-        """Steps of the mask phase."""
-        return self.settings.mask_steps(self.total_steps)
+    def mask_steps(self, ratio: float) -> int:
+        """Steps of the mask phase, where the budget leaves that share of the units."""
+        return self.settings.mask_steps(self.total_steps, ratio)
 
     def run(
         self,

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import UsageError
 from dtp_deploy.prune import MaskSettings
+from dtp_deploy.prune.schedule import pruned_per_kept
 
 Augment = Literal["none", "shift", "shift-flip"]
 
@@ -17,7 +18,8 @@ class Settings:
 
     Attributes:
         epochs: passes over the training data, masks and fine-tuning together.
-        mask_share: share of all steps in which masks are learned.
+        mask_share: share of all steps in which masks are learned. Where the budget leaves a share r of more than half
+            of the units, (1 - r) / r times that: with less to decide, more of the steps are for what is left.
         batch_size: samples a training step.
         learning_rate: the highest; a fifth of the one that trained the model is a good choice.
         warm_up: share of all steps in which the learning rate rises to its highest; it falls as a cosine after that,
@@ -79,9 +81,14 @@ class Settings:
         if self.augment not in get_args(Augment):
             raise UsageError(f"--augment {self.augment!r} is unknown. Give one of {', '.join(get_args(Augment))}.")
 
-    def mask_steps(self, total: int) -> int:
-        """Steps of the mask phase, of a total of at least 1; one step is left for fine-tuning where there are two."""
-        return max(1, min(round(self.mask_share * total), total - 1))
+    def mask_steps(self, total: int, ratio: float) -> int:
+        """Steps of the mask phase; one step is left for fine-tuning where there are two.
+
+        Args:
+            total: steps in all, >= 1.
+            ratio: share of the units that the budget leaves.
+        """
+        return max(1, min(round(self.mask_share * pruned_per_kept(ratio) * total), total - 1))
 
     def rate_at(self, progress: float) -> float:
         """Learning rate at a share of the whole run: linear warm-up, then a cosine to zero."""

@@ -14,6 +14,7 @@ from dtp_deploy.transport import Floors, LinearCost, TransportProblem, sinkhorn_
 from .tiny import UNITS, batch, groups_of, network, put_on, train
 
 SETTINGS = MaskSettings().for_granularity("channels")
+RATE = 0.03
 HALF = Budget("macs", 0.5, relative=True)
 
 
@@ -43,7 +44,7 @@ def test_a_group_of_which_the_loss_says_more_gets_more_of_the_budget(share):
     gradient = torch.tensor([-3.0, -1.0, 1.0, 3.0, -0.3, -0.1, 0.1, 0.3], dtype=torch.float64)
     for step in range(5):
         threshold = torch.quantile(scores.detach(), 1 - share)
-        learner.step(torch.sigmoid(scores - threshold), gradient, 2.0, step, 0.0)
+        learner.step(torch.sigmoid(scores - threshold), gradient, 2.0, step, RATE)
     first, second = scores.detach().view(2, 4)
     assert (first[:2] > second[:2]).all()
     assert first.mean() > second.mean() + 0.01
@@ -73,7 +74,7 @@ def test_groups_whose_masks_are_all_hard_stay_where_they_are():
     before = scores.detach().clone()
     masks = torch.sigmoid(200 * scores)
     learner = ScoreLearner(scores, SETTINGS, torch.tensor([0, 0, 1, 1]))
-    learner.step(masks, torch.ones(4, dtype=torch.float64), 0.01, 0, 0.0)
+    learner.step(masks, torch.ones(4, dtype=torch.float64), 0.01, 0, RATE)
     assert torch.equal(scores.detach()[:2], before[:2])
     assert scores.isfinite().all()
 
@@ -84,15 +85,14 @@ def moved(masks, gradients, group=None):
     scores = logits.clone().requires_grad_()
     learner = ScoreLearner(scores, SETTINGS, None if group is None else torch.tensor(group))
     for step, gradient in enumerate(gradients):
-        learner.step(torch.sigmoid(scores), torch.tensor(gradient, dtype=torch.float64), 2.0, step, 0.0)
+        learner.step(torch.sigmoid(scores), torch.tensor(gradient, dtype=torch.float64), 2.0, step, RATE)
     return scores.detach() - logits
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_half_kept_units_go_as_far_as_the_rate_says_whatever_the_size_of_the_gradient(size):
-    rate = SETTINGS.score_rate
     distance = moved([0.5] * 4, [[size, -size, size, size]])
-    torch.testing.assert_close(distance, torch.tensor([-rate, rate, -rate, -rate], dtype=torch.float64))
+    torch.testing.assert_close(distance, torch.tensor([-RATE, RATE, -RATE, -RATE], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("group", [None, [0, 0, 0, 0]])
@@ -135,17 +135,17 @@ def test_the_scale_follows_the_gradients():
     for step, size in enumerate([1.0] * 40 + [1e-3] * 40):
         before = scores.detach().clone()
         masks = 0.5 + 0.25 * (scores - scores.detach())  # at a half, with the slope of a sigmoid there
-        learner.step(masks, size * signs, 2.0, step, 0.0)
-    torch.testing.assert_close((scores - before).abs().detach(), torch.full((4,), settings.score_rate).double())
+        learner.step(masks, size * signs, 2.0, step, RATE)
+    torch.testing.assert_close((scores - before).abs().detach(), torch.full((4,), RATE).double())
 
 
 def test_gradients_of_zero_for_ever_move_nothing():
     scores = torch.tensor([-1.0, 0.3, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
     before = scores.detach().clone()
     learner = ScoreLearner(scores, replace(SETTINGS, rms_decay=0.01))
-    learner.step(torch.sigmoid(scores), torch.ones(4).double(), 2.0, 0, 1.0)  # at the end, where the rate is zero
+    learner.step(torch.sigmoid(scores), torch.ones(4).double(), 2.0, 0, 0.0)  # at the end, where the rate is zero
     for step in range(1, 400):
-        learner.step(torch.sigmoid(scores), torch.zeros(4).double(), 2.0, step, 1.0)
+        learner.step(torch.sigmoid(scores), torch.zeros(4).double(), 2.0, step, 0.0)
     assert torch.equal(scores.detach(), before)
 
 

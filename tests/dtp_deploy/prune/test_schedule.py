@@ -40,10 +40,17 @@ def test_softness_stays_below_that_of_equal_masks(progress, ratio, now):
 @pytest.mark.parametrize(("granularity", "first"), [("channels", 0.03), ("weights", 0.005), ("2:4", 0.005)])
 def test_rates_fall_to_zero(granularity, first):
     settings = MaskSettings().for_granularity(granularity)
-    rates = [settings.rate_at(step / 10) for step in range(11)]
+    rates = [settings.rate_at(step / 10, 0.5) for step in range(11)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[0], rates[-1]) == (first, 0)
-    assert MaskSettings(score_rate=0.3).for_granularity(granularity).rate_at(0) == 0.3
+    assert MaskSettings(score_rate=0.3).for_granularity(granularity).rate_at(0, 0.5) == 0.3
+
+
+def test_rates_fall_with_what_is_pruned_where_more_is_kept():
+    settings = MaskSettings(score_rate=0.3)
+    assert [settings.rate_at(0, ratio) for ratio in (0.0, 1e-9, 0.3, 0.5)] == [0.3] * 4
+    assert settings.rate_at(0, 0.75) == pytest.approx(0.1)
+    assert settings.rate_at(0, 1.0) == 0
 
 
 @pytest.mark.parametrize(
