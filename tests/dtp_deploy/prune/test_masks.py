@@ -140,12 +140,19 @@ def test_a_latency_budget_with_a_cost_and_a_limit_of_its_own():
     assert 5.7 < masks.cost_of_plan(masks.harden()) <= 6.0
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps(steps):
+def test_the_number_of_steps_may_follow_from_what_the_budget_leaves():
+    model, given = network(), []
+    masks = ChannelMasks(model, groups_of(model), HALF, steps=lambda ratio: given.append(ratio) or 3)
+    assert (masks.steps, given) == (3, [masks.ratio])
+    assert 0 < masks.ratio < 1
+
+
+@pytest.mark.parametrize(("steps", "number"), [(0, 0), (-3, -3), (lambda ratio: 0, 0)])
+def test_no_steps(steps, number):
     model = network()
     with pytest.raises(UsageError) as caught:
         put_on(model, HALF, steps=steps)
-    assert str(caught.value) == f"steps is {steps}; the mask phase needs at least one training step."
+    assert str(caught.value) == f"steps is {number}; the mask phase needs at least one training step."
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
 
 

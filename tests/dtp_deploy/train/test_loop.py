@@ -118,6 +118,16 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(data: Dataset) -> Non
         trained(model, data)
 
 
+@pytest.mark.parametrize(("ratio", "steps"), [(0.1, 60), (0.5, 60), (0.75, 20), (1.0, 1)])
+def test_the_mask_phase_is_shorter_where_less_is_pruned_than_kept(ratio: float, steps: int) -> None:
+    assert Settings().mask_steps(100, ratio) == steps
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 1), (2, 1), (3, 2)])
+def test_a_step_is_left_for_fine_tuning_where_there_are_two(total: int, steps: int) -> None:
+    assert Settings(mask_share=0.99).mask_steps(total, 0.5) == steps
+
+
 def test_nothing_to_learn_from_is_refused(data: Dataset) -> None:
     with pytest.raises(
         InputError, match=r"There is nothing to learn from: the data have no labels, and distillation is"
