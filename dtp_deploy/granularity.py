@@ -65,7 +65,7 @@ class Pruning(abc.ABC):
 
     @abc.abstractmethod
     def in_force(self, settings: MaskSettings) -> MaskSettings:
-        """Settings as the masks use them, with nothing left to be decided."""
+        """Settings with all decided that does not depend on what the budget leaves."""
 
     @abc.abstractmethod
     def masks(self, student: nn.Module, steps: StepsFor, settings: MaskSettings) -> Masks:

@@ -80,7 +80,7 @@ def whole(dense: nn.Module, data: Dataset, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("masks", 1), ("masks", 5), ("fine-tuning", 1), ("fine-tuning", 5)])
+@pytest.mark.parametrize(("stage", "steps"), [("masks", 1), ("masks", 3), ("fine-tuning", 1), ("fine-tuning", 5)])
 def test_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(
     stage: str, steps: int, mask_steps: int, whole: Path, dense: nn.Module, data: Dataset, tmp_path: Path
 ) -> None:

@@ -126,7 +126,7 @@ def choose_with_threshold(
     limit: float,
     levels: Sequence[WidthLevels],
 ) -> tuple[dict[str, list[int]], float]:
-    """As `choose_channels`, and the one threshold on the scores: a unit at it is worth what it costs."""
+    """As `choose_channels`, and the one threshold before single steps: a unit of this score is worth what it costs."""
     orders = [torch.argsort(score.detach().cpu(), descending=True, stable=True) for score in scores]
     ranked = [score.detach().cpu()[order] for score, order in zip(scores, orders, strict=True)]
 
@@ -152,7 +152,8 @@ def choose_with_threshold(
         else:
             low = middle + 1
     positions = above(thresholds[low]) if low < len(thresholds) else smallest
-    steps = _Steps(levels, ranked, thresholds[0], cost_of, limit)
+    # What is pruned is worth nothing; the median, as one unit far below the others shall not decide.
+    steps = _Steps(levels, ranked, thresholds[low // 2], cost_of, limit)
     chosen = steps.filled(positions)
     if low > 0:
         roomy = steps.made_to_fit(above(thresholds[low - 1]), positions)
@@ -172,7 +173,7 @@ class _Steps:
     Attributes:
         levels: allowed widths of every group.
         ranked: scores of every group, falling.
-        zero: the lowest of all scores.
+        zero: the score at which a unit is worth nothing.
         cost_of: cost of all widths.
         limit: largest cost allowed.
     """
@@ -229,18 +230,16 @@ class _Steps:
         return positions
 
     def gain(self, positions: Sequence[int], start: Sequence[int]) -> float:
-        """How much more score widths keep than those at the start do, each channel's weighed by what it costs."""
-        now, total = list(start), 0.0
-        cost = self.cost_of(now)
+        """How much more score widths keep than those at the start do, each group's weighed by what it costs alone."""
+        total, cost = 0.0, self.cost_of(start)
         for number, (old, new) in enumerate(zip(start, positions, strict=True)):
             if new != old:
-                now[number] = new
-                before, cost = cost, self.cost_of(now)
-                total += self._worth(number, min(old, new), max(old, new)) * (cost - before)
+                alone = self.cost_of([*start[:number], new, *start[number + 1 :]])
+                total += self._worth(number, min(old, new), max(old, new)) * (alone - cost)
         return total
 
     def _worth(self, number: int, low: int, high: int) -> float:
-        """Mean score of the units between two widths of a group, above the lowest of all."""
+        """Mean score of the units between two widths of a group, above what is worth nothing."""
         return self._score(number, low, high) - self.zero
 
     def _score(self, number: int, low: int, high: int) -> float:

@@ -190,7 +190,7 @@ class ChannelMasks(StepwiseMasks):
                 f"{', or a smaller --round-to' if rounded else ''}."
             )
         self.ratio = uniform_ratio(self.cost, self._units, self.limit)
-        self.steps = steps_of(steps, self.ratio)
+        self.steps = by_first(lambda: steps_of(steps, self.ratio))
         self.floors = self._floors(self.limit, self.cost)
         device = device_of(model)
         self._group_of_unit = torch.cat(

@@ -26,9 +26,10 @@ class MaskSettings:
         scores: how scores start: "l2", norms of weights; "bn", scales of BatchNorm; "taylor", the loss's slope, which
             needs data; "uniform", all the same.
         score_batches: batches that "taylor" looks at.
-        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). Where the budget leaves a share r of
-            more than half of the units, (1 - r) / r times that. None: that of the granularity, 0.03 for channels, 0.005
-            for single weights, of each of which the loss says less.
+        score_rate: learning rate of the scores at p = 0; it falls as sqrt(1 - p). Let r be the share of its units that
+            every layer would keep if all kept the same and met the budget: where it is more than half, (1 - r) / r
+            times that. None: that of the granularity, 0.03 for channels, 0.005 for single weights, of each of which the
+            loss says less.
         score_momentum: of the scores' updates.
         rms_decay: of the running mean square by which the scores' gradient is divided: over all undecided units of the
             network, so that layers stay comparable.

@@ -18,8 +18,9 @@ class Settings:
 
     Attributes:
         epochs: passes over the training data, masks and fine-tuning together.
-        mask_share: share of all steps in which masks are learned. Where the budget leaves a share r of more than half
-            of the units, (1 - r) / r times that: with less to decide, more of the steps are for what is left.
+        mask_share: share of all steps in which masks are learned. Let r be the share of its units that every layer
+            would keep if all kept the same and met the budget: where it is more than half, (1 - r) / r times that.
+            With less to decide, more of the steps are for the network that is left.
         batch_size: samples a training step.
         learning_rate: the highest; a fifth of the one that trained the model is a good choice.
         warm_up: share of all steps in which the learning rate rises to its highest; it falls as a cosine after that,

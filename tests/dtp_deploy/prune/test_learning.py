@@ -1,6 +1,7 @@
 """`ScoreLearner`: scores of a group learn against their own mean, and no step moves what is pruned of it."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -159,7 +160,23 @@ def test_the_first_units_to_be_doubted_are_not_thrown_about(granularity, share):
         masks = put_on(model, HALF, steps=2000)
     before = masks.scores.detach().clone()
     train(model, masks, 1)
-    assert (masks.scores - before).abs().max() < share * masks.settings.score_rate
+    rate = masks.settings.rate_at(0, 0.5 if granularity == "2:4" else masks.ratio)
+    assert (masks.scores - before).abs().max() < share * rate
+
+
+@pytest.mark.parametrize("granularity", ["channels", "weights"])
+def test_masks_learn_at_the_rate_of_what_their_budget_leaves(granularity):
+    model, budget = network(), Budget("params", 0.8, relative=True)
+    if granularity == "channels":
+        masks = put_on(model, budget, steps=4)
+    else:
+        masks = WeightMasks(model, find_weights(model, batch(size=1)[0], "weights"), budget, steps=4)
+    rates = []
+    with patch.object(masks._learner, "step", lambda *arguments: rates.append(arguments[-1])):
+        train(model, masks, 1)
+    left = masks.kept / masks.layers.count if granularity == "weights" else masks.ratio
+    assert left > 0.7
+    assert rates == [pytest.approx(masks.settings.score_rate * (1 - left) / left)]
 
 
 def test_the_tiny_network_has_groups_of_unlike_cost():
