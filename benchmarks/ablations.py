@@ -51,7 +51,7 @@ CHANGED: dict[str, Callable[[Settings], Settings]] = {
     "dtp-mask-40": lambda settings: replace(settings, mask_share=0.4),
     "dtp-no-distill": lambda settings: replace(settings, distill=False),
 }
-"""What becomes of the settings of a run."""
+"""What becomes of the settings of a run. Shares of the mask phase are of the steps where half or less is kept."""
 
 
 class _Adam(ScoreLearner):
