@@ -230,12 +230,17 @@ class _Steps:
         return positions
 
     def gain(self, positions: Sequence[int], start: Sequence[int]) -> float:
-        """How much more score widths keep than those at the start do, each group's weighed by what it costs alone."""
-        total, cost = 0.0, self.cost_of(start)
+        """How much more score widths keep than those at the start do, each group's weighed by what its change costs.
+
+        That is the mean of what it costs as the first and as the last change, so that where costs are products of
+        widths, all add up to what the widths cost in all, in whatever order the groups are.
+        """
+        total, before, after = 0.0, self.cost_of(start), self.cost_of(positions)
         for number, (old, new) in enumerate(zip(start, positions, strict=True)):
             if new != old:
-                alone = self.cost_of([*start[:number], new, *start[number + 1 :]])
-                total += self._worth(number, min(old, new), max(old, new)) * (alone - cost)
+                first = self.cost_of([*start[:number], new, *start[number + 1 :]]) - before
+                last = after - self.cost_of([*positions[:number], old, *positions[number + 1 :]])
+                total += self._worth(number, min(old, new), max(old, new)) * (first + last) / 2
         return total
 
     def _worth(self, number: int, low: int, high: int) -> float:
