@@ -23,9 +23,10 @@ from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.loading import Dataset
 from dtp_deploy.prune import make_plan
 from dtp_deploy.prune import masks as masks_module
-from dtp_deploy.prune.choice import allowed_widths, choose_channels, even_widths, uniform_ratio
+from dtp_deploy.prune.choice import choose_channels
 from dtp_deploy.prune.importance import l2
 from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.prune.widths import allowed_widths, even_widths, uniform_ratio
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 

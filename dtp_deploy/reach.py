@@ -18,8 +18,8 @@ from dtp_deploy.latency.timing import is_predicted, time_models
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune import PruningPlan, make_plan, remove_channels
-from dtp_deploy.prune.choice import allowed_widths
 from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.prune.widths import allowed_widths
 from dtp_deploy.target import TargetSpec
 
 _QUICKLY = MeasureSettings(min_seconds=0.3, max_seconds=3.0, repeats=0)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dtp_deploy.cost import WidthFunction
 from dtp_deploy.graph import Groups, ResidualBlock
-from dtp_deploy.prune.choice import WidthLevels, choose_with_threshold, kept_counts
+from dtp_deploy.prune.choice import choose_with_threshold, kept_counts
 from dtp_deploy.prune.plan import BlockChoice
+from dtp_deploy.prune.widths import WidthLevels
 
 _GONE = WidthLevels((0,))
 

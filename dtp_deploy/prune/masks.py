@@ -29,16 +29,7 @@ from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import device_of
-from dtp_deploy.prune.choice import (
-    WidthLevels,
-    allowed_widths,
-    choose_channels,
-    even_widths,
-    floor_units,
-    kept_counts,
-    raised_to_floors,
-    uniform_ratio,
-)
+from dtp_deploy.prune.choice import choose_channels, kept_counts
 from dtp_deploy.prune.depth import Depth
 from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
@@ -46,6 +37,14 @@ from dtp_deploy.prune.parametrised import Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
+from dtp_deploy.prune.widths import (
+    WidthLevels,
+    allowed_widths,
+    even_widths,
+    floor_units,
+    raised_to_floors,
+    uniform_ratio,
+)
 from dtp_deploy.ranks import by_first, mean_over_ranks
 from dtp_deploy.transport import (
     Floors,

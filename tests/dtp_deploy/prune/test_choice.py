@@ -1,57 +1,22 @@
 """The choice of channels, with random chains of groups: within the limit always, and nothing left that would fit."""
 
-import math
 import re
 from itertools import permutations
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from dtp_deploy.cost import ChannelCount, NetworkCost
+from dtp_deploy.cost import ChannelCount
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
-from dtp_deploy.prune.choice import (
+from dtp_deploy.prune.choice import choose_channels, kept_counts
+from dtp_deploy.prune.widths import (
     WidthLevels,
     allowed_widths,
-    choose_channels,
-    even_widths,
-    floor_units,
-    kept_counts,
-    raised_to_floors,
-    uniform_ratio,
 )
 
-
-def chain_cost(units: list[int], factors: list[float]) -> NetworkCost:
-    """Cost of layers in a row: factor_k * w_k * w_(k+1), with one channel before and behind, and a constant of 3."""
-    groups = len(units)
-    before, behind = torch.eye(groups + 1, groups, dtype=torch.float64).roll(1, 0), torch.eye(groups + 1, groups)
-    before[0] = 0
-    fixed = torch.zeros(groups + 1, dtype=torch.float64)
-    first, last = fixed.clone(), fixed.clone()
-    first[0], last[-1] = 1, 1
-    return NetworkCost(torch.tensor(factors, dtype=torch.float64), (first, last), (before, behind.double()), 3.0)
-
-
-def vector(widths) -> torch.Tensor:
-    return torch.tensor([float(width) for width in widths], dtype=torch.float64)
-
-
-@st.composite
-def choices(draw):
-    """Groups, scores with ties among them, a cost, allowed widths, and a limit between nothing and everything."""
-    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=5))
-    groups = [ChannelGroup(f"g{n}", units, draw(st.integers(1, 4)), ()) for n, units in enumerate(sizes)]
-    factors = draw(st.lists(st.floats(0.1, 100), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
-    score = st.one_of(st.integers(-3, 3).map(float), st.floats(-100, 100))
-    scores = [torch.tensor(draw(st.lists(score, min_size=n, max_size=n)), dtype=torch.float64) for n in sizes]
-    round_to = draw(st.sampled_from([1, 2, 3, 8]))
-    levels = [allowed_widths(group, draw(st.integers(1, group.units)), round_to) for group in groups]
-    cost = chain_cost(sizes, factors)
-    dense = float(cost(vector(sizes))[0])
-    return groups, scores, cost, levels, draw(st.floats(0.01, 1.1)) * dense
+from .chains import chain_cost, choices, vector
 
 
 @given(choices())
@@ -82,64 +47,6 @@ def test_within_the_limit_and_nothing_left_that_fits(case):
             wider = counts.clone()
             wider[number] = level.units[position + 1]
             assert float(cost(wider)[0]) > limit
-
-
-@given(st.integers(1, 200), st.integers(1, 16), st.integers(0, 250), st.integers(1, 64))
-def test_allowed_widths_are_multiples_or_the_full_width_and_reach_the_floor(units, each, floor, round_to):
-    group = ChannelGroup("g", units, each, ())
-    widths = allowed_widths(group, floor, round_to).units
-    assert list(widths) == sorted(set(widths))
-    assert widths[-1] == units
-    for width in widths:
-        assert width == units or ((width * each) % round_to == 0 and width >= floor)
-    fitting = {w for w in range(1, units + 1) if (w * each) % round_to == 0 and w >= floor}
-    assert set(widths) == fitting | {units}
-
-
-@given(choices(), st.floats(0.01, 1.2))
-def test_the_uniform_ratio_costs_the_limit(case, share):
-    groups, _, cost, _, _ = case
-    units = vector(group.units for group in groups)
-    dense, nothing = float(cost(units)[0]), float(cost(0 * units)[0])
-    limit = share * dense
-    ratio = uniform_ratio(cost, units, limit)
-    if limit >= dense:
-        assert ratio == 1
-    elif limit <= nothing:
-        assert ratio == pytest.approx(0, abs=1e-9)
-    else:
-        assert float(cost(ratio * units)[0]) == pytest.approx(limit, rel=1e-9)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.31, 0.5, 0.77, 0.999])
-def test_the_uniform_ratio_is_found_in_a_few_newton_steps(share):
-    calls = []
-
-    def cost(widths):  # quadratic, as MACs are: once it is found, no bisection may follow
-        calls.append(widths)
-        return (widths * widths).sum() + widths.sum(), 2 * widths + 1
-
-    units = torch.tensor([16.0, 32.0, 64.0], dtype=torch.float64)
-    limit = share * float(cost(units)[0])
-    ratio = uniform_ratio(cost, units, limit)
-    assert len(calls) <= 13
-    assert float(cost(ratio * units)[0]) == pytest.approx(limit, rel=1e-14)
-
-
-@given(choices(), st.floats(0, 1), st.integers(1, 4))
-def test_floors_never_cost_more_than_the_limit_unless_one_unit_each_does(case, share, least):
-    groups, _, cost, _, limit = case
-    floors = floor_units(groups, cost, limit, share, least)
-    assert all(1 <= floor <= group.units for floor, group in zip(floors, groups, strict=True))
-    assert floors == [1] * len(groups) or float(cost(vector(floors))[0]) <= limit
-
-
-def test_floors_are_a_share_of_the_uniform_width():
-    groups = [ChannelGroup("a", 100, 1, ()), ChannelGroup("b", 40, 1, ()), ChannelGroup("c", 3, 1, ())]
-    cost = ChannelCount(vector([1, 1, 1]))
-    assert floor_units(groups, cost, 71.5, share=0.5, least=2) == [25, 10, 2]
-    assert floor_units(groups, cost, 71.5, share=0.0, least=5) == [5, 5, 3]
-    assert floor_units(groups, cost, 4.0, share=0.5, least=2) == [1, 1, 1]
 
 
 def test_floors_keep_a_group_that_the_scores_would_give_up():
@@ -206,20 +113,3 @@ def test_the_choice_does_not_depend_on_the_order_of_the_groups():
             levels = [allowed_widths(group, 1) for group in shuffled]
             choices.append(choose_channels(shuffled, [scores[n] for n in order], cost, limit, levels))
         assert all(choice == choices[0] for choice in choices)
-
-
-def test_even_widths_are_the_two_around_a_count():
-    level = WidthLevels((8, 16, 20))
-    assert even_widths(level, 3.0).units == (8, 16)  # below the smallest: nothing smaller is allowed
-    assert even_widths(level, 16.0).units == (16, 20)
-    assert even_widths(level, 17.3).units == (16, 20)
-    assert even_widths(level, 20.0).units == (20,)
-    assert math.isclose(float(kept_counts({"g": [1, 2]}, [ChannelGroup("g", 4, 1, ())])), 2)
-
-
-def test_a_width_little_below_the_floor_is_as_good_as_the_floor() -> None:
-    """Raising it would push all other groups down to their floors."""
-    levels = [WidthLevels((8, 32, 64)), *(WidthLevels(tuple(range(9, 65))) for _ in range(3))]
-    count = ChannelCount(torch.ones(4, dtype=torch.float64))
-    assert raised_to_floors(levels, [9] * 4, count, 74) == levels
-    assert raised_to_floors(levels, [12, 9, 9, 9], count, 74)[0].units == (32, 64)

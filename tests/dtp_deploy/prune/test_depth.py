@@ -24,10 +24,10 @@ from dtp_deploy.prune import (
     remove_blocks,
     remove_channels,
 )
-from dtp_deploy.prune.choice import WidthLevels
 from dtp_deploy.prune.depth import Balance
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.prune.proof import masked, outputs_of, relative_difference
+from dtp_deploy.prune.widths import WidthLevels
 from dtp_deploy.testing.blocks import BasicBlock, conv_bn
 from dtp_deploy.testing.zoo import ZOO, randomise
 
