@@ -35,7 +35,8 @@ class MaskSettings:
             network, so that layers stay comparable.
         budget_reached: the p at which the budget has come down to its limit.
         softness_start: softness at p = 0, as a share of that of equal masks at the budget.
-        softness_end: softness at p = 1. At 0.0005, at most 0.7 % of the masks can lie in (0.02, 0.98).
+        softness_end: softness at p = 1, as the same share. With 0.0005, of as many masks as are kept at most 2.6 % can
+            lie in (0.02, 0.98), however few they are.
         sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
         learn_split: whether scores learn, by the price of the budget, how it is split between groups of channels, or
             each group's scores against those of its pruned channels. None: learned where a latency counts or widths
@@ -141,22 +142,21 @@ class MaskSettings:
             ratio_at_limit: the uniform mask that meets the limit.
             ratio_now: the uniform mask that meets the budget of this step.
         """
-        start = self.softness_start * 4 * ratio_at_limit * (1 - ratio_at_limit)
-        if start <= self.softness_end:
-            return self.softness_end
-        falling = self._falling(progress, start)
+        falling = self._falling(progress) * 4 * ratio_at_limit * (1 - ratio_at_limit)
         return max(min(falling, self.softness_start * 4 * ratio_now * (1 - ratio_now)), 1e-9)
 
-    def _falling(self, progress: float, start: float) -> float:
+    def _falling(self, progress: float) -> float:
+        """As a share of the softness of equal masks at the budget."""
+        start, end = max(self.softness_start, self.softness_end), self.softness_end
         if self.solver == "exact":
-            return float(start * (self.softness_end / start) ** progress)
+            return float(start * (end / start) ** progress)
         # One Sinkhorn iteration moves the mass less the harder the masks are. They stay soft until the budget has come
         # down, so that the mass can follow, and harden after that.
-        held = max(self.sinkhorn_softness * start, self.softness_end)
+        held = max(self.sinkhorn_softness * start, end)
         if progress < self.budget_reached:
             return float(start * (held / start) ** (progress / self.budget_reached))
         after = (progress - self.budget_reached) / max(1 - self.budget_reached, 1e-9)
-        return float(held * (self.softness_end / held) ** min(after, 1.0))
+        return float(held * (end / held) ** min(after, 1.0))
 
     def rate_at(self, progress: float, ratio_at_limit: float) -> float:
         """Learning rate of the scores, once it is decided.
