@@ -38,7 +38,9 @@ from dtp_deploy.cost import macs_per_sample
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.train import Settings
 
-_KEY = ("data", "model", "base", "budget", "method", "seed", "epochs", "strength")
+_SETTINGS = ("base_epochs", "batch_size", "learning_rate", "augment", "stem_stride", "tune")
+"""Options that are the same for all rows of a call."""
+KEY = ("data", "model", "base", "budget", "method", "seed", "epochs", "strength", *_SETTINGS)
 """What tells one run from another."""
 Pair = tuple[int, int]
 """What is compared: the number of the base model, and the seed of the pruning."""
@@ -124,6 +126,7 @@ def wanted(arguments: argparse.Namespace) -> Iterator[Row]:
                 "seed": seed,
                 "epochs": arguments.epochs,
                 "strength": strength,
+                **{name: getattr(arguments, name) for name in _SETTINGS},
             }
 
 
@@ -183,18 +186,19 @@ def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> No
 
 
 def _differences(by_method: dict[str, dict[Pair, float]]) -> list[float]:
-    """`dtp` less the best other method, pair by pair; the best is chosen by its mean, after the fact.
+    """`dtp` less the best other method, pair by pair; the best is the one that `dtp` leads least, after the fact.
 
     Of several base models each gives one, the mean over its seeds, which are no independent trials of the method.
     """
-    others = {name: by_pair for name, by_pair in by_method.items() if not name.startswith("dtp")}
-    if "dtp" not in by_method or not others:
+    dtp = by_method.get("dtp", {})
+    others = [by_pair for name, by_pair in by_method.items() if not name.startswith("dtp") and dtp.keys() & by_pair]
+    if not others:
         return []
-    best = max(others.values(), key=lambda by_pair: mean(by_pair.values()))
+    leads = [{pair: value - other[pair] for pair, value in dtp.items() if pair in other} for other in others]
+    least = min(leads, key=lambda lead: mean(lead.values()))
     differences: dict[int, list[float]] = defaultdict(list)
-    for pair, value in by_method["dtp"].items():
-        if pair in best:
-            differences[pair[0]].append(value - best[pair])
+    for pair, lead in least.items():
+        differences[pair[0]].append(lead)
     if len(differences) > 1:
         return [mean(values) for values in differences.values()]
     return [value for values in differences.values() for value in values]
@@ -276,7 +280,7 @@ def main() -> None:
         data = dataset(arguments, path)
         trained = [base_of(arguments, data, model, number) for number in range(arguments.bases)]
         bases[Path(path).stem, model] = mean(100 * accuracy(base, data) for base in trained)
-    rows = run_missing([*wanted(arguments)], partial(run, arguments), _KEY, arguments.workers, arguments.json)
+    rows = run_missing([*wanted(arguments)], partial(run, arguments), KEY, arguments.workers, arguments.json)
     print_tables(rows, bases)
     if arguments.picture is not None:
         draw(rows, arguments.picture)

@@ -19,12 +19,11 @@ from benchmarks.classifiers import accuracy
 from dtp_deploy import ChannelMasks, parse_budget, remove_channels
 from dtp_deploy.cost import macs_cost, macs_per_sample
 from dtp_deploy.graph import Groups
-from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.loading import Dataset
 from dtp_deploy.prune import make_plan
 from dtp_deploy.prune import masks as masks_module
 from dtp_deploy.prune.choice import choose_channels
-from dtp_deploy.prune.importance import l2
+from dtp_deploy.prune.importance import batchnorm_scale, l2
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.prune.widths import allowed_widths, even_widths, uniform_ratio
 from dtp_deploy.task import CLASSIFICATION
@@ -144,19 +143,8 @@ def _l2(job: Job, _: Trainer, *, uniform: bool) -> nn.Module:
 
 
 def _bn_scale(job: Job, _: Trainer) -> nn.Module:
-    """|gamma| of the BatchNorms of a unit, one threshold for all layers (Liu et al., 2017, without its penalty)."""
-    modules = dict(job.base.named_modules())
-    scores = []
-    for group in job.groups.prunable:
-        score = torch.zeros(group.units).double()
-        for piece in group.slices:
-            path, _, leaf = piece.tensor.rpartition(".")
-            if leaf == "weight" and isinstance(modules[path], nn.BatchNorm2d):
-                units = index_tensor(piece)
-                inside = units >= 0
-                score.index_add_(0, units[inside], modules[path].weight.detach().abs().double()[inside])
-        scores.append(score)
-    return _remove(job, scores, uniform=False)
+    """Mean |gamma| of a unit's BatchNorms, one threshold for all layers (Liu et al., 2017, without its penalty)."""
+    return _remove(job, batchnorm_scale(job.base, job.groups.prunable), uniform=False)
 
 
 # ---- torch-pruning's own pruners ------------------------------------------------------------------------------------

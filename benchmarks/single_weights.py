@@ -35,7 +35,9 @@ from dtp_deploy.prune.weights import initial_scores
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer, reestimate_batchnorm
 
-_KEY = ("data", "model", "budget", "method", "seed", "epochs")
+_SETTINGS = ("epochs", "base_epochs", "augment", "stem_stride")
+"""Options that are the same for all rows of a call."""
+_KEY = ("data", "model", "budget", "method", "seed", *_SETTINGS)
 """What tells one run from another."""
 _EVERY = 10
 """Steps between two rounds of the gradual method."""
@@ -174,7 +176,7 @@ def _nonzero(parameters: Iterator[Tensor]) -> int:
 def wanted(arguments: argparse.Namespace) -> list[Row]:
     """Rows to run, without their results."""
     return [
-        dict(zip(_KEY, (arguments.data, *each, arguments.epochs), strict=True))
+        dict(zip(_KEY, (arguments.data, *each, *(getattr(arguments, name) for name in _SETTINGS)), strict=True))
         for each in product(arguments.models, arguments.budgets, arguments.methods, range(arguments.seeds))
     ]
 

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.accuracy import cells, interval, print_tables, strengths_of
+from benchmarks.accuracy import KEY, cells, interval, parse, print_tables, strengths_of, wanted
 from benchmarks.classifiers import make
 from benchmarks.pruners import STRENGTHS, Job, prune
 from dtp_deploy import find_groups, prove
@@ -52,6 +52,25 @@ def test_of_several_bases_each_gives_one_difference(capsys: pytest.CaptureFixtur
     rows += [row("l2-uniform", seed, 0.9) | {"base": base} for base in (0, 1) for seed in (0, 1)]
     print_tables(rows, {("digits", "resnet20"): 95.0})
     assert "dtp - best other, all: +2.00 (-10.71 to +14.71), 2 pairs" in capsys.readouterr().out
+
+
+def test_the_best_other_is_the_one_that_is_led_least_over_the_pairs_that_both_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [row("dtp", seed, accuracy) for seed, accuracy in enumerate([0.9, 0.8, 0.8])]
+    rows += [row("l2-uniform", seed, 0.85) for seed in range(3)] + [row("groupnorm", 0, 0.86)]
+    print_tables(rows, {("digits", "resnet20"): 95.0})
+    assert "dtp - best other, all: -1.67 (-16.01 to +12.68), 3 pairs" in capsys.readouterr().out
+
+
+def test_rows_of_other_settings_are_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanted_with(*options: str) -> set[tuple[object, ...]]:
+        monkeypatch.setattr("sys.argv", ["accuracy", "--data", "digits", "--methods", "dtp", *options])
+        return {tuple(each[name] for name in KEY) for each in wanted(parse())}
+
+    usual = wanted_with()
+    for others in (["--tune"], ["--stem-stride", "2"], ["--base-epochs", "5"], ["--learning-rate", "0.1"]):
+        assert not usual & wanted_with(*others)
 
 
 def test_cells_keep_strengths_apart() -> None:
