@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import TrainingError, UsageError
+from dtp_deploy.errors import InputError, TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import evaluating
@@ -57,8 +57,11 @@ def initial_scores(
     Raises:
         UsageError: `start` is not known, or "taylor" has no losses.
         TrainingError: "taylor" met a loss or a gradient that is not finite.
+        InputError: weights hold NaN or infinity.
     """
     importance = importance_of(start, losses)(model, groups)
+    for group, values in zip(groups, importance, strict=True):
+        check_finite(values, group.name)
     if start == "uniform":
         scores = [torch.zeros_like(values) for values in importance]
     else:
@@ -67,6 +70,19 @@ def initial_scores(
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
     penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
     return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
+
+
+def check_finite(values: Tensor, layer: str) -> None:
+    """Raise unless all values, made of the weights of a layer, are finite.
+
+    Raises:
+        InputError: they hold NaN or infinity.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(
+            f"The model's weights hold NaN or infinity, at or next to layer '{layer}'. Give a model whose training did "
+            "not diverge."
+        )
 
 
 def log_shares(importance: Tensor, least: float) -> Tensor:

@@ -33,7 +33,7 @@ from dtp_deploy.prune.choice import choose_channels, kept_counts
 from dtp_deploy.prune.depth import Depth
 from dtp_deploy.prune.importance import Losses, initial_scores
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised
+from dtp_deploy.prune.parametrised import MaskedWeight, Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
@@ -94,7 +94,7 @@ class _UnitCost:
         return value, gradient[self.group_of_unit]
 
 
-class _ReaderMask(nn.Module):
+class _ReaderMask(MaskedWeight):
     """Multiplies one dimension of a reader's weight by the masks of the units it belongs to."""
 
     def __init__(self, padded: Tensor, positions: Tensor, dim: int, ndim: int) -> None:
@@ -140,6 +140,7 @@ class ChannelMasks(StepwiseMasks):
     Raises:
         UsageError: no steps, a latency budget without a cost, or the scores "taylor" without losses.
         BudgetError: not even one unit a group meets the limit.
+        InputError: weights hold NaN or infinity.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class ChannelMasks(StepwiseMasks):
                 "--solver sinkhorn-1 shares one budget among the layers; with --per-layer every layer has its own, and "
                 "is solved exactly. Leave one of the two out."
             )
+        _check_unmasked(model)
         self.model, self.groups, self.budget = model, groups, budget
         self.depth = depth
         settings = (settings if settings is not None else MaskSettings()).for_granularity("channels")
@@ -174,7 +176,6 @@ class ChannelMasks(StepwiseMasks):
         self.dense_cost = float(self.cost(self._units)[0])
         self.limit = budget.limit_for(self.dense_cost) if limit is None else limit
         self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
-        _check_unmasked(model)
         smallest = [level.units[0] for level in self._allowed([1] * len(prunable))]
         self.smallest_cost = float(self.cost(torch.tensor(smallest, dtype=torch.float64))[0])
         if self.smallest_cost > self.limit:
@@ -404,11 +405,11 @@ class ChannelMasks(StepwiseMasks):
 
 def _check_unmasked(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, _ReaderMask):
+        if isinstance(module, MaskedWeight):
             layer = name.partition(".parametrizations.")[0]
             raise UsageError(
-                f"{type(model).__name__} has masks already, on '{layer}'. Call harden() or detach() of its "
-                "ChannelMasks before you make others."
+                f"{type(model).__name__} has masks already, on '{layer}'. Call harden() or detach() of them before you "
+                "make others."
             )
 
 

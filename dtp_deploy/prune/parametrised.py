@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
+class MaskedWeight(nn.Module):
+    """What computes a weight from itself and a mask: a model that has one is masked already."""
+
+
 @dataclass(frozen=True)
 class Parametrised:
     """A parameter that a module computes from itself, until `take_off`.

@@ -31,10 +31,10 @@ from dtp_deploy.cost import count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import tensor_by_name
 from dtp_deploy.modules import device_of
-from dtp_deploy.prune.importance import ScoreStart, log_shares
+from dtp_deploy.prune.importance import ScoreStart, check_finite, log_shares
 from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
-from dtp_deploy.prune.parametrised import Parametrised
+from dtp_deploy.prune.parametrised import MaskedWeight, Parametrised
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
@@ -45,7 +45,7 @@ _LEAST = 1e-12
 """A size below this, as a share of the largest in its layer, is as good as zero."""
 
 
-class _WeightMask(nn.Module):
+class _WeightMask(MaskedWeight):
     """Multiplies a weight by its mask. The mask is no parameter: the optimiser of the weights leaves it alone."""
 
     def __init__(self, mask: Tensor) -> None:
@@ -77,6 +77,7 @@ class WeightMasks(StepwiseMasks):
     Raises:
         UsageError: no steps, a budget that does not fit the granularity, or a solver that is of channels.
         BudgetError: not even one weight a layer meets the limit.
+        InputError: weights hold NaN or infinity.
     """
 
     def __init__(
@@ -100,6 +101,8 @@ class WeightMasks(StepwiseMasks):
         self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
         device = device_of(model)
         weights = [layer.weight_of(model) for layer in layers.maskable]
+        for layer, weight in zip(layers.maskable, weights, strict=True):
+            check_finite(weight.detach(), layer.name)
         self._sharing = self._make_sharing(limit, device)
         self.steps = steps_of(steps, self._sharing.ratio)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
@@ -304,7 +307,10 @@ def hold_zeros(model: nn.Module, plan: PruningPlan) -> None:
     for layer in plan.layers:
         if layer.left_because is None:
             weight = tensor_by_name(model, layer.tensor)
-            weight.register_hook(_ZeroWhere(weight))  # type: ignore[no-untyped-call]
+            learns = weight.requires_grad
+            # A weight that does not learn now takes no hook, and may learn later.
+            weight.requires_grad_().register_hook(_ZeroWhere(weight))  # type: ignore[no-untyped-call]
+            weight.requires_grad_(learns)
 
 
 class _ZeroWhere:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from dtp_deploy.errors import TransportError
 from dtp_deploy.transport.annealing import search_epsilon, softness
+from dtp_deploy.transport.problem import check_logits
 
 _MAX_ITERATIONS = 200
 _TOLERANCE = 1e-13
@@ -48,12 +49,14 @@ class BlockProblem:
             )
         if self.scores.dtype not in (torch.float32, torch.float64):
             raise TransportError(f"Scores have dtype {self.scores.dtype}; give float32 or float64.")
-        if not bool(torch.isfinite(self.scores.detach()).all()):
+        ends = torch.stack(torch.aminmax(self.scores.detach())).tolist()  # NaN, too, comes through
+        if not all(map(math.isfinite, ends)):
             raise TransportError(
                 "Scores hold NaN or infinity; they must be finite. Lower the learning rate, or check the data for NaN."
             )
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise TransportError(f"epsilon is {self.epsilon}; give a positive, finite number.")
+        check_logits(ends, self.epsilon)
         if not 0 <= self.kept <= self.scores.shape[1]:
             raise TransportError(
                 f"kept is {self.kept} of blocks of {self.scores.shape[1]} units; give a number between zero and that."
@@ -122,22 +125,19 @@ def solve_blocks(problem: BlockProblem, start: Tensor | None = None) -> BlockRes
     )
 
 
-def epsilon_for_block_softness(
-    problem: BlockProblem, wanted: float, start: Tensor | None = None, *, least: float = 0.0
-) -> float:
+def epsilon_for_block_softness(problem: BlockProblem, wanted: float, *, least: float = 0.0) -> float:
     """The epsilon at which the masks of all blocks together have a softness of `wanted`: as `epsilon_for_softness`.
 
     Args:
         problem: its epsilon is the first guess.
         wanted: softness in (0, 1).
-        start: guesses of the thresholds at that epsilon.
         least: softness that no epsilon takes away, above which `wanted` counts.
 
     Raises:
         TransportError: `wanted` is outside of (0, 1).
     """
     detached = replace(problem, scores=problem.scores.detach())
-    scaled = None if start is None else start * problem.epsilon
+    scaled: Tensor | None = None
 
     def softness_at(epsilon: float) -> float:
         nonlocal scaled

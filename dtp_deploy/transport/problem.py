@@ -1,6 +1,7 @@
 """The transport problem: scores, entropy, a budget on the cost of the masks, and floors."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +89,20 @@ class Floors:
         return torch.bincount(self.group, minlength=len(self.mass)).to(torch.float64)
 
 
+def check_logits(scores: Iterable[float], epsilon: float) -> None:
+    """Raise unless scores over epsilon, and differences of such logits, are numbers.
+
+    Raises:
+        TransportError: they overflow.
+    """
+    largest = max(map(abs, scores))
+    if not math.isfinite(8 * largest / epsilon):
+        raise TransportError(
+            f"Scores of up to {largest:g} over an epsilon of {epsilon:g} are too large for a float64. Give a larger "
+            "epsilon, or scale the scores."
+        )
+
+
 @dataclass(frozen=True)
 class TransportProblem:
     """Transport of n units into the bins pruned and kept, with Cost(m) = budget.
@@ -101,8 +116,9 @@ class TransportProblem:
         floors: least mass a group, or None.
 
     Raises:
-        TransportError: scores empty, not finite or of another type, epsilon or budget out of range, another number of
-            unit costs, floors of another type or shape, or outside of 0..(a group's size).
+        TransportError: scores empty, not finite or of another type, epsilon or budget out of range, scores over epsilon
+            that overflow, another number of unit costs, floors of another type or shape, or outside of 0..(a group's
+            size).
     """
 
     scores: Tensor
@@ -123,6 +139,7 @@ class TransportProblem:
             )
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise TransportError(f"epsilon is {self.epsilon}; give a positive, finite number.")
+        check_logits(ends, self.epsilon)
         if not (math.isfinite(self.budget) and self.budget >= 0):
             raise TransportError(f"The budget is {self.budget}; give a finite cost of zero or more.")
         if isinstance(self.cost, LinearCost) and self.cost.unit_costs.shape != self.scores.shape:

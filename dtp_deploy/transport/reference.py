@@ -25,14 +25,17 @@ def solve_sinkhorn(
     Args:
         problem: n units of a linear cost, without floors, whose budget is above zero and below the dense cost.
         tolerance: of the cost, relative to the budget.
-        max_iterations: give up after these; the result then says that it has not converged, unless it is near enough.
+        max_iterations: at least one; give up after these. The result then says that it has not converged, unless it is
+            near enough.
 
     Returns:
         Masks, differentiable through the iterations, all of which autograd keeps in memory.
 
     Raises:
-        TransportError: the problem is another one.
+        TransportError: the problem is another one, or no iteration is allowed.
     """
+    if max_iterations < 1:
+        raise TransportError(f"max_iterations is {max_iterations}; give 1 or more.")
     cost, scores = problem.cost, problem.scores.to(torch.float64)
     if not isinstance(cost, LinearCost) or problem.floors is not None:
         raise TransportError(

@@ -1,6 +1,7 @@
 """The promise: a masked and a removed channel give the same outputs."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,19 @@ def test_a_plan_for_another_model_is_refused():
     )
     with pytest.raises(InputError):
         remove_channels(remove_channels(model, plan), plan)  # removed twice
+
+
+@pytest.mark.parametrize("kept", [(0, 999), (-1, 0), (0, 0, 0), (1, 0), ()])
+@pytest.mark.parametrize("place", ["the first", "a dimension too many", "a tensor too many"])
+def test_a_plan_that_names_what_is_not_there_is_refused(kept, place):
+    model, groups = proven(ZOO["residual"])
+    plan = make_plan(groups, random_keep(groups, 0.5, 0), fingerprint_of(model))
+    name, dims = next(iter(plan.tensors.items()))
+    dim = next(iter(dims)) if place == "the first" else 7
+    name = "no.weight" if place == "a tensor too many" else name
+    damaged = replace(plan, tensors={**plan.tensors, name: {dim: kept if place == "the first" else (0,)}})
+    with pytest.raises(InputError, match=f"damaged: dimension {dim} of '{name}' has "):
+        remove_channels(model, damaged)
 
 
 def test_masks_are_taken_off_even_where_the_model_fails():

@@ -1,6 +1,7 @@
 """Masks on single weights, and on two of every four: counts, ties, hardness, zeros that stay."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 
 from dtp_deploy.budget import Budget, Granularity, parse_budget
 from dtp_deploy.cost import count_parameters
-from dtp_deploy.errors import BudgetError, TrainingError, UsageError
+from dtp_deploy.errors import BudgetError, InputError, TrainingError, UsageError
+from dtp_deploy.graph import find_groups
 from dtp_deploy.prune import (
+    ChannelMasks,
     MaskSettings,
     PruningPlan,
     WeightLayers,
     WeightMasks,
     find_weights,
     hold_zeros,
+    prove,
     remove_channels,
 )
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, even_counts
@@ -353,4 +357,33 @@ def test_what_does_not_fit_is_refused() -> None:
     masks = WeightMasks(model, blocks, steps=1)
     with pytest.raises(UsageError, match="has masks already, on '3'"):
         WeightMasks(model, blocks, steps=1)
+    groups = prove(network(), find_groups(network(), images))
+    with pytest.raises(UsageError, match="has masks already, on '3'"):
+        ChannelMasks(model, groups, parse_budget("macs", "50%"), steps=1)
     masks.detach()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    model = network()
+    groups = prove(model, find_groups(model, batch(size=1)[0]))
+    with torch.no_grad():
+        model[3].weight[0, 0] = value
+    with pytest.raises(InputError, match="weights hold NaN or infinity, at or next to layer '3'"):
+        put_on(model, "weights", 1)
+    with pytest.raises(InputError, match="weights hold NaN or infinity, at or next to layer '"):
+        ChannelMasks(model, groups, parse_budget("macs", "50%"), steps=1)
+
+
+def test_zeros_of_a_layer_that_learns_again_later_stay() -> None:
+    model = network()
+    weight = model[3].weight.requires_grad_(False)
+    masks = put_on(model, "weights", 1)
+    masks.step()
+    hold_zeros(model, masks.harden())
+    weight = model[3].weight
+    zeros = weight == 0
+    weight.requires_grad_(True)
+    train(model, 3)
+    assert zeros.any()
+    assert torch.equal(weight == 0, zeros)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dtp_deploy.errors import DtpError, TransportError
-from dtp_deploy.transport import Floors, LinearCost, TransportProblem
+from dtp_deploy.transport import BlockProblem, Floors, LinearCost, TransportProblem
 from tests.dtp_deploy.transport.problems import groups_of, linear, vector
 
 THREE = vector(0.1, 0.2, 0.3)
@@ -68,6 +68,16 @@ WRONG = {
     "costs in single precision": (
         lambda: LinearCost(torch.ones(2)),
         "Unit costs have shape (2,) and dtype torch.float32; give a vector of float64.",
+    ),
+    "scores over epsilon that overflow": (
+        lambda: make(vector(0.3, -2.0), epsilon=1e-308),
+        "Scores of up to 2 over an epsilon of 1e-308 are too large for a float64. Give a larger epsilon, or scale the "
+        "scores.",
+    ),
+    "scores over epsilon that overflow, in blocks": (
+        lambda: BlockProblem(vector(1e308, -1e308)[None], 1.0, 1.0),
+        "Scores of up to 1e+308 over an epsilon of 1 are too large for a float64. Give a larger epsilon, or scale the "
+        "scores.",
     ),
     "a cost too few": (
         lambda: TransportProblem(THREE, 0.5, LinearCost(vector(1.0, 1.0)), 1.0),

@@ -133,3 +133,8 @@ def test_what_the_reference_does_not_solve_it_refuses(problem: TransportProblem,
     with pytest.raises(TransportError) as error:
         solve_sinkhorn(problem)
     assert str(error.value) == message
+
+
+def test_the_reference_makes_at_least_one_iteration() -> None:
+    with pytest.raises(TransportError, match=r"max_iterations is 0; give 1 or more\."):
+        solve_sinkhorn(linear(SCORES, 1.0, 0.5), max_iterations=0)
