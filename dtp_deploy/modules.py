@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtp_deploy.errors import GraphError
 
@@ -45,6 +46,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def fused_apart() -> Iterator[None]:
+    """Within the context, attention and recurrent layers of GPUs are computed by the products that they consist of.
+
+    Their fused kernels, which are chosen by device and mode, call none of the modules inside, and counters know nothing
+    of them.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:

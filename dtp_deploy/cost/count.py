@@ -1,19 +1,45 @@
 """Counting what a given model costs, by torch's own counters: the reference for every formula in this package."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtp_deploy.modules import Inputs, as_inputs, evaluating
+from dtp_deploy.modules import Inputs, as_inputs, evaluating, fused_apart
+
+
+def _matrix_by_vector(matrix: Any, vector: Any, *_: object, **__: object) -> int:  # noqa: ANN401 - shapes, says torch
+    return 2 * int(matrix[0]) * int(matrix[1])
+
+
+def _recurrent_layer(sequence: Any, of_input: Any, of_hidden: Any, *_: object, **__: object) -> int:  # noqa: ANN401
+    uses = int(sequence[0]) * int(sequence[1])
+    return 2 * uses * (int(of_input[0]) * int(of_input[1]) + int(of_hidden[0]) * int(of_hidden[1]))
+
+
+_MORE = {
+    torch.ops.aten.mv: _matrix_by_vector,
+    torch.ops.aten.addmv: lambda bias, matrix, vector, *_, **__: _matrix_by_vector(matrix, vector),
+    torch.ops.aten.dot: lambda first, second, *_, **__: 2 * int(first[0]),
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_layer,
+}
+"""Floating point operations that torch's counter has no formula for, from the shapes of the arguments."""
 
 
 def count_macs(model: nn.Module, inputs: Tensor | Inputs) -> int:
-    """Multiply-accumulate operations of one forward pass in eval mode: convolutions and all matrix products.
+    """Multiply-accumulate operations of one forward pass in eval mode: convolutions and all matrix products, those
+    inside of attention and recurrent layers too.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
     3456
     """
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        fused_apart(),
+        FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
+    ):
         model(*as_inputs(inputs))
     return int(counter.get_total_flops()) // 2
 

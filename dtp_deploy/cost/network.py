@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.cost.count import count_macs
 from dtp_deploy.graph import ChannelGroup, Groups
-from dtp_deploy.modules import Inputs, evaluating
+from dtp_deploy.modules import Inputs, evaluating, fused_apart
 
 
 class WidthFunction(Protocol):
@@ -111,7 +111,7 @@ def _uses_of_weights(model: nn.Module, inputs: Inputs) -> dict[str, float]:
         elif isinstance(module, nn.Linear):
             handles.append(module.register_forward_hook(linear(name)))
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), fused_apart():
             model(*inputs)
     finally:
         for handle in handles:

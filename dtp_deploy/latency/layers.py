@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from dtp_deploy.cost import ChannelSum, channel_sum
 from dtp_deploy.graph import ChannelGroup, Groups
-from dtp_deploy.modules import evaluating
+from dtp_deploy.modules import evaluating, fused_apart
 
 Op = Literal["Conv", "ConvTranspose", "Gemm"]
 
@@ -138,7 +138,7 @@ def trace_layers(model: nn.Module, groups: Groups) -> list[Layer]:
         if isinstance(module, _ConvNd | nn.Linear)
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), fused_apart():
             model(*groups.inputs)
     finally:
         for handle in handles:

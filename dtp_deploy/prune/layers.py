@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from dtp_deploy.budget import Granularity
 from dtp_deploy.errors import GraphError, UsageError
 from dtp_deploy.graph.frozen import check_patterns, is_by_hand, why_frozen
-from dtp_deploy.modules import Inputs, as_inputs, evaluating
+from dtp_deploy.modules import Inputs, as_inputs, evaluating, fused_apart
 
 BLOCK, KEPT_OF_BLOCK = 4, 2
 """2:4 keeps two of every four."""
@@ -147,7 +147,7 @@ def _called(model: nn.Module, inputs: Inputs, named: dict[str, nn.Module]) -> se
         for name, module in named.items()
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), fused_apart():
             model(*inputs)
     finally:
         for hook in hooks:

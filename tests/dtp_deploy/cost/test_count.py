@@ -21,6 +21,44 @@ def test_macs_by_hand(model, shape, macs):
     assert count_macs(model, torch.zeros(shape)) == macs
 
 
+class Called(nn.Module):
+    """A function of a tensor, or the first of what a module returns."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        output = self.function(x)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def gates(kind: type[nn.RNNBase]) -> int:
+    return {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_by_hand(kind):
+    model = Called(kind(8, 32, num_layers=2, bidirectional=True, batch_first=True))
+    per_step = 2 * gates(kind) * ((8 * 32 + 32 * 32) + (64 * 32 + 32 * 32))
+    assert count_macs(model, torch.zeros(3, 10, 8)) == 3 * 10 * per_step
+
+
+def test_attention_by_hand():
+    projections, products, perceptron = 4 * 16 * 32 * 32, 2 * 16 * 16 * 32, 2 * 16 * 32 * 64
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+    assert count_macs(encoder, torch.zeros(1, 16, 32)) == 2 * (projections + products + perceptron)
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    assert count_macs(Called(lambda x: attention(x, x, x)), torch.zeros(1, 16, 32)) == projections + products
+    fused = nn.functional.scaled_dot_product_attention
+    assert count_macs(Called(lambda x: fused(x, x, x)), torch.zeros(1, 4, 16, 8)) == products
+
+
+def test_products_with_vectors_by_hand():
+    by_vectors = Called(lambda x: torch.mv(x, x[0]) + torch.addmv(x[:, 0], x, x[0]) + x[0] @ x[0])
+    assert count_macs(by_vectors, torch.zeros(4, 4)) == 16 + 16 + 4
+
+
 def test_counting_changes_neither_mode_nor_statistics():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
     model[2].eval()

@@ -118,3 +118,14 @@ def test_channel_count():
     value, gradient = cost(torch.tensor([3.0, 2.0], dtype=torch.float64))
     assert value.item() == 11
     assert gradient.tolist() == [1, 4]
+
+
+def test_the_perceptrons_of_a_transformer_are_functions_of_their_widths():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model, inputs = nn.TransformerEncoder(layer, 2), torch.zeros(1, 16, 32)
+    groups = find_groups(model, inputs)
+    halved = {group.name: list(range(group.units // 2)) for group in groups.prunable if "linear1" in group.name}
+    assert len(halved) == 2
+    widths = [float(len(halved.get(group.name, range(group.units)))) for group in groups.prunable]
+    cost = macs_cost(model, groups)(torch.tensor(widths, dtype=torch.float64))[0]
+    assert count_macs(model, inputs) - cost.item() == 2 * 16 * 2 * 32 * 32
