@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from dtp_deploy.budget import Budget
+from dtp_deploy.budget import Budget, Granularity
 from dtp_deploy.cost import count_parameters
-from dtp_deploy.errors import GraphError
+from dtp_deploy.errors import GraphError, UsageError
 from dtp_deploy.export.zeros import require_zeros
 from dtp_deploy.forms import Form
 from dtp_deploy.graph import Groups, find_blocks, find_groups, tensor_by_name
@@ -30,6 +30,32 @@ from dtp_deploy.report.table import size
 from dtp_deploy.train import Settings
 
 Masks = ChannelMasks | WeightMasks
+
+
+def check_pruned_by(granularity: Granularity, plan: PruningPlan | None) -> None:
+    """Raise where an earlier run left zeros among the weights and this one would prune channels, and fill them again.
+
+    Args:
+        granularity: of this run.
+        plan: by which the model was pruned before; None for a dense one.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if granularity == "channels" and plan is not None and plan.layers:
+        raise UsageError(
+            f"The model was pruned by --granularity {plan.granularity} before, and --granularity channels does not "
+            f"keep its {plan.zeros:,} zeros. Prune the channels of the dense model, and single weights after that; or "
+            f"give --granularity {plan.granularity} to go on with this one."
+        )
+
+
+def zeros_before(plan: PruningPlan | None, layers: WeightLayers) -> int:
+    """Zeros that an earlier run left in layers that this one masks; they stay."""
+    masked = {layer.name for layer in layers.maskable}
+    earlier = plan.layers if plan is not None else ()
+    return sum(one.weights - one.kept for one in earlier if one.left_because is None and one.name in masked)
+
 
 _UNIT = "non-zero parameters"
 
@@ -59,9 +85,11 @@ class Pruning(abc.ABC):
 
     Attributes:
         notes: what a reader of the report should know.
+        dense_nonzero: parameters of the dense model that are not zero, where an earlier run left zeros among them.
     """
 
     notes: tuple[str, ...] = ()
+    dense_nonzero: int | None = None
 
     @abc.abstractmethod
     def in_force(self, settings: MaskSettings) -> MaskSettings:
@@ -148,12 +176,15 @@ class WeightPruning(Pruning):
         budget: of parameters; None for 2:4.
         params: of the dense model, as it is pruned.
         dense: its delivered form. What finishing it adds or takes is a constant.
+        zeros: of the dense model that an earlier run left in these layers; percentages are of what is not zero.
     """
 
-    def __init__(self, layers: WeightLayers, budget: Budget | None, params: int, dense: Form) -> None:
+    def __init__(self, layers: WeightLayers, budget: Budget | None, params: int, dense: Form, zeros: int) -> None:
         self.layers, self.budget = layers, budget
-        zeros = layers.count // 2
-        self.limit = float(dense.params - zeros) if budget is None else budget.limit_for(float(dense.params))
+        nonzero = dense.params - zeros
+        half = layers.count // 2
+        self.dense_nonzero = nonzero if zeros else None
+        self.limit = float(dense.params - half) if budget is None else budget.limit_for(float(nonzero))
         self._finishing = params - dense.params
 
     def in_force(self, settings: MaskSettings) -> MaskSettings:
@@ -187,10 +218,11 @@ class WeightPruning(Pruning):
 
 
 def make_weight_pruning(
-    layers: WeightLayers, budgets: Sequence[Budget], model: nn.Module, dense: Form
+    layers: WeightLayers, budgets: Sequence[Budget], model: nn.Module, dense: Form, pruned_by: PruningPlan | None
 ) -> WeightPruning:
     """Of the one budget of single weights, or of none."""
-    return WeightPruning(layers, budgets[0] if budgets else None, count_parameters(model), dense)
+    zeros = zeros_before(pruned_by, layers)
+    return WeightPruning(layers, budgets[0] if budgets else None, count_parameters(model), dense, zeros)
 
 
 def check_zeros(path: Path, model: nn.Module, plan: PruningPlan) -> None:

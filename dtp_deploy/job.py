@@ -14,6 +14,7 @@ from dtp_deploy.artefact import load_pruned, read_plan
 from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.config import CompressConfig
 from dtp_deploy.errors import BudgetError, InputError, UsageError
+from dtp_deploy.granularity import check_pruned_by
 from dtp_deploy.graph import find_groups
 from dtp_deploy.latency.timing import can_measure
 from dtp_deploy.loading import (
@@ -262,6 +263,7 @@ def _load(order: Order) -> tuple[LoadedModel, PruningPlan | None]:
     if config.prepare is not None:
         dense = apply_hook(config.prepare, dense, "--prepare")
     plan = read_plan(path)
+    check_pruned_by(config.granularity, plan)
     model = load_pruned(dense, path).requires_grad_(True)
     before = ", ".join(f"{fingerprint[:12]}" for fingerprint in (plan.fingerprint, *plan.chain))
     note = (
@@ -270,7 +272,7 @@ def _load(order: Order) -> tuple[LoadedModel, PruningPlan | None]:
         "model delivered."
     )
     if plan.granularity != "channels":
-        note += " Weights that were zero in it are trained like all others, and need not be zero afterwards."
+        note += " Weights that were pruned to zero in it stay zero; percentages are of those that are not."
     loaded = LoadedModel(model, path.name, f"{config.model}, pruned in {path.name}", (note,), config.model)
     return loaded, plan
 

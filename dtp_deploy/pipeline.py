@@ -43,6 +43,7 @@ from dtp_deploy.granularity import (
     ChannelPruning,
     Masks,
     Pruning,
+    check_pruned_by,
     check_zeros,
     find_prunable,
     gains,
@@ -129,7 +130,7 @@ def compress(
         notes: for the report, before its own.
         pickled: write the pruned module as a pickle too, for those who trust pickles.
         pruned_by: the plan that made `model` from what the user's factory gives, where it was pruned before; the plan
-            that is written is then the way from the factory's model.
+            that is written is then the way from the factory's model. Zeros that it left among the weights stay.
         progress: told of every stage.
         model_name: for the report; by default the name of the model's class.
 
@@ -147,6 +148,7 @@ def compress(
     spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     check_budgets(settings.granularity, budgets)
+    check_pruned_by(settings.granularity, pruned_by)
     if settings.allow_depth:
         check_depth(settings.granularity, budgets)
     found = find_target(spec)
@@ -254,12 +256,17 @@ class _Run:
             small = remove_channels(dense, self.plan).requires_grad_(True)
             small.load_state_dict(saved["model"])
         small.to(self.device)
+        self._hold_earlier_zeros(small)
         hold_zeros(small, self.plan)
         with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
         small.cpu()
         self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
         by_first(lambda: self._deliver(small, folder))
+
+    def _hold_earlier_zeros(self, model: nn.Module) -> None:
+        if self.pruned_by is not None:
+            hold_zeros(model, self.pruned_by)
 
     def _find(self, dense: nn.Module) -> Groups | WeightLayers:
         """What may be pruned."""
@@ -273,7 +280,7 @@ class _Run:
     ) -> Pruning:
         """How it is pruned, within the budgets."""
         if isinstance(found, WeightLayers):
-            return make_weight_pruning(found, self.budgets, dense, self.dense)
+            return make_weight_pruning(found, self.budgets, dense, self.dense, self.pruned_by)
         bench = Workbench(
             dense,
             found,
@@ -323,6 +330,7 @@ class _Run:
     def _prune(self, dense: nn.Module, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
         """Learn masks, choose, remove: the network that is left."""
         student = copy.deepcopy(dense).requires_grad_(True).to(self.device)
+        self._hold_earlier_zeros(student)
         masks = self.pruning.masks(student, trainer.mask_steps, self.settings.masks)
         if saved is not None:
             student.load_state_dict(saved["model"])
@@ -463,6 +471,7 @@ class _Run:
             self.latencies,
             self._budget_entries(self.latencies),
             self.findings,
+            self.pruning.dense_nonzero,
             [
                 *self.notes,
                 *self.data.notes,

@@ -17,7 +17,7 @@ from dtp_deploy.cost import count_parameters, macs_per_sample
 from dtp_deploy.errors import TargetError
 from dtp_deploy.export.delivery import Delivery, deliver
 from dtp_deploy.forms import metadata_of, parity_batches
-from dtp_deploy.granularity import find_prunable
+from dtp_deploy.granularity import find_prunable, zeros_before
 from dtp_deploy.graph import Groups
 from dtp_deploy.job import Job
 from dtp_deploy.loading import inspect_checkpoint
@@ -141,7 +141,8 @@ def _rehearse_weights(job: Job, model: nn.Module) -> DryRun:
     layers = find_weights(model, job.inputs, settings.granularity, keep=settings.keep, only=settings.only)
     finished = count_parameters(job.finish(copy.deepcopy(model)))
     zeros = layers.count // 2 if layers.granularity == "2:4" else layers.count - len(layers.maskable)
-    reach = (Reach("params", "non-zero parameters", finished, finished - zeros, "computed"),)
+    nonzero = finished - zeros_before(job.pruned_by, layers)
+    reach = (Reach("params", "non-zero parameters", nonzero, min(nonzero, finished - zeros), "computed"),)
     return _dry_run(
         job.order,
         job.loaded.origin,

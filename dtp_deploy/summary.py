@@ -39,6 +39,7 @@ class Outcome:
         latencies: of "dense" and "pruned".
         budget_entries: what came of each budget, in the schema's terms.
         findings: parity, accuracy, time and memory by stage.
+        dense_nonzero: parameters of the dense model that are not zero, where an earlier run left zeros among them.
         notes: for the reader.
     """
 
@@ -55,6 +56,7 @@ class Outcome:
     latencies: dict[str, LatencyReport]
     budget_entries: Sequence[dict[str, Any]]
     findings: Findings
+    dense_nonzero: int | None
     notes: Sequence[str]
 
     def report(self) -> Report:
@@ -88,7 +90,7 @@ class Outcome:
                 },
                 "budget": budget,
                 "further_budgets": further,
-                "dense": model_entry(self.dense, dense),
+                "dense": model_entry(self.dense, dense) | {"nonzero_params": self.dense_nonzero},
                 "pruned": model_entry(self.pruned, pruned)
                 | {"nonzero_params": self.pruned.params - self.plan.zeros if self.plan.layers else None},
                 "granularity": self.plan.granularity,

@@ -174,3 +174,34 @@ def test_a_budget_that_zeros_cannot_keep_is_refused(
     budget = [parse_budget(kind, text)] if kind else []  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
         run(granularity, dense, data, tmp_path / "out", budget=budget)
+
+
+def test_zeros_of_an_earlier_run_stay_and_percentages_are_of_what_is_not_zero(
+    finished: Finished, dense: nn.Module, data: Dataset, tmp_path: Path
+) -> None:
+    before = dtp_deploy.load_pruned(make_model(), finished.out)
+    plan, nonzero = read_plan(finished.out), finished.report.pruned.nonzero_params
+    assert nonzero is not None
+    budget = (parse_budget("params", "80%"),)
+    report = run("weights", before, data, tmp_path / "again", budget=budget, pruned_by=plan)
+    assert report.dense.nonzero_params == nonzero
+    assert report.budget.limit == pytest.approx(0.8 * nonzero)
+    assert report.budget.achieved == int(0.8 * nonzero)
+    after = dtp_deploy.load_pruned(make_model(), tmp_path / "again")
+    for layer in plan.layers:
+        if layer.left_because is None:
+            first, second = (model.state_dict()[layer.tensor] for model in (before, after))
+            assert not second[first == 0].any()
+
+
+def test_channels_after_single_weights_are_refused(finished: Finished, data: Dataset, tmp_path: Path) -> None:
+    before = dtp_deploy.load_pruned(make_model(), finished.out)
+    with pytest.raises(UsageError, match=rf"pruned by --granularity {finished.granularity} before.*does not keep its"):
+        run(
+            "channels",
+            before,
+            data,
+            tmp_path / "out",
+            budget=parse_budget("macs", "50%"),
+            pruned_by=read_plan(finished.out),
+        )

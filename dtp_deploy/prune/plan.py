@@ -239,7 +239,7 @@ class PruningPlan:
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The plan that does at once what `first` does to the dense model, and then `second` to what is left of it.
 
-    Zeros that `first` left among the weights are trained like any other weight, and forgotten.
+    Zeros that `first` left among the weights stay: `second` names single weights too.
 
     A group of the pruned model that the dense one divides into units otherwise has no `kept_units` any more: its
     widths and the kept indices of its tensors are right.

@@ -39,7 +39,7 @@ def summary_rows(report: Report) -> list[SummaryRow]:
 
 
 def _nonzero(report: Report) -> list[SummaryRow]:
-    dense, left = report.dense.params, report.pruned.nonzero_params
+    dense, left = report.dense.nonzero_params or report.dense.params, report.pruned.nonzero_params
     return (
         []
         if left is None
