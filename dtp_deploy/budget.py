@@ -91,7 +91,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BudgetKind):
-            raise UsageError(f"Budget kind {self.kind!r} is unknown. Give one of {', '.join(get_args(BudgetKind))}.")
+            raise UsageError(_unknown_kind(self.kind))
         if self.scope not in get_args(Scope):
             raise UsageError(f"Budget scope {self.scope!r} is unknown. Give one of {', '.join(get_args(Scope))}.")
         if self.statistic not in get_args(Statistic):
@@ -163,17 +163,23 @@ def flag_of(kind: str) -> str:
     return _FLAGS.get(kind, f"--{kind}")
 
 
+def _unknown_kind(kind: str) -> str:
+    return f"Budget kind {kind!r} is unknown. Give one of {', '.join(get_args(BudgetKind))}."
+
+
 def parse_budget(kind: BudgetKind, text: str, scope: Scope = "global", statistic: Statistic = "p50") -> Budget:
     """Read a limit as a user types it: a number with a unit of its kind, or a percentage.
 
     Raises:
-        UsageError: the text is no such quantity.
+        UsageError: the text is no such quantity, or there is no such kind.
 
     >>> parse_budget("latency", "60%").limit
     0.6
     >>> parse_budget("macs", "1.5G").limit
     1500000000.0
     """
+    if kind not in _SCALES:
+        raise UsageError(_unknown_kind(kind))
     scales = _SCALES[kind]
     match = _QUANTITY.fullmatch(text)
     unit = match.group(2) if match else None

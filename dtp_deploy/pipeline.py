@@ -144,6 +144,11 @@ def compress(
         TargetError: the target is missing or failed.
         ParityError: two forms of the model disagree.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"compress() got a {type(model).__name__} for its model. Give the torch.nn.Module itself: "
+            "torch.load(path, weights_only=False), say, or your class with load_state_dict."
+        )
     settings = settings if settings is not None else Settings()
     spec = parse_target(target) if isinstance(target, str) else target
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)

@@ -14,7 +14,7 @@ from dtp_deploy.budget import parse_budget
 from dtp_deploy.errors import BudgetError, InputError, TargetError
 from dtp_deploy.imports import import_measurement
 from dtp_deploy.loading import Dataset
-from dtp_deploy.report import Report, headline, read_report, render_markdown
+from dtp_deploy.report import Report, headlines, read_report, render_markdown
 from dtp_deploy.report.schema import LayerTimeEntry
 from dtp_deploy.report.table import milliseconds
 from dtp_deploy.target import TargetSpec
@@ -223,13 +223,13 @@ def test_what_was_measured_is_no_longer_called_predicted(run: Path, copy: Path, 
     after = import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, 10.0)))
     assert after.environment["basis"] == "measured"
     assert after.environment["prediction"] == {key: before.environment[key] for key in ("device", "assumptions")}
-    assert "predicted" not in headline(after)
+    assert "predicted" not in headlines(after)[0]
 
 
 def test_a_limit_that_stays_a_prediction_is_called_so(copy: Path, tmp_path: Path) -> None:
     report = import_measurement(copy, written(tmp_path / "result.json", result(copy, 5.0, None)))
     limit = milliseconds(report.budget.limit)
-    assert headline(report) == (
+    assert headlines(report)[0] == (
         f"Budget not checked: p50 latency 5 ms, measured on jetson; the limit of {limit} (60% of the dense model) is "
         "predicted, as the dense model was not measured."
     )

@@ -16,7 +16,7 @@ from torch import nn
 import dtp_deploy
 from dtp_deploy import pipeline
 from dtp_deploy.budget import Budget, parse_budget
-from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError
+from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError, UsageError
 from dtp_deploy.latency import structures, verdict
 from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
@@ -314,6 +314,15 @@ def test_training_that_runs_away_is_named_as_such(dense: nn.Module, data: Datase
     message = r"training broke down\. Lower --lr \(now 1e\+10\)\.|hold NaN or infinity at step \d+\. Lower --lr"
     with pytest.raises(TrainingError, match=message):
         compress(dense, data=data, budget=Budget("macs", 0.5, True), out=tmp_path / "out", settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_model_of_float32_is_refused(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    half = parse_budget("macs", "50%")
+    with pytest.raises(UsageError, match=r"compress\(\) got a str for its model\. Give the torch\.nn\.Module itself"):
+        compress("model.pt", data=data, budget=half, out=tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"weights of float64 \('.*'\), and its inputs are not\. Give model\.float"):
+        compress(copy.deepcopy(dense).double(), data=data, budget=half, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -324,15 +324,17 @@ def test_contributing_builds_an_image_as_its_file_says() -> None:
 
 
 def test_the_loop_in_the_docstring_of_the_masks_is_that_of_the_readme() -> None:
-    from dtp_deploy.prune import masks
+    from dtp_deploy.prune import masks, weights
 
-    (readme,) = re.findall(r"^for x, y in batches:\n((?: {4}.+\n)+)", README, re.MULTILINE)
-    (docstring,) = re.findall(r"for x, y in batches:.*\n((?: {8}.+\n)+)", masks.__doc__ or "")
-    assert [line.strip() for line in docstring.splitlines()] == [line.strip() for line in readme.splitlines()]
+    loops = re.findall(r"^for x, y in batches:\n((?: {4}.+\n)+)", README, re.MULTILINE)
+    for module, readme in zip((masks, weights), loops, strict=True):
+        (docstring,) = re.findall(r"for x, y in batches:.*\n((?: {8}.+\n)+)", module.__doc__ or "")
+        assert [line.strip() for line in docstring.splitlines()] == [line.strip() for line in readme.splitlines()]
 
 
-def test_readme_loop_runs_and_keeps_its_budget() -> None:
-    (example,) = re.findall(r"^```python\n(.+?)^```$", README, re.MULTILINE | re.DOTALL)
+def ran_readme_example(number: int) -> dict[str, Any]:
+    """What the names of a Python example stand for after it ran."""
+    example = re.findall(r"^```python\n(.+?)^```$", README, re.MULTILINE | re.DOTALL)[number]
     model = ResNet((8, 16), blocks=1)
     names: dict[str, Any] = {
         "model": model,
@@ -342,9 +344,23 @@ def test_readme_loop_runs_and_keeps_its_budget() -> None:
         "loss_function": nn.CrossEntropyLoss(),
     }
     exec(example, names)
+    return names
+
+
+def test_readme_loop_runs_and_keeps_its_budget() -> None:
+    names = ran_readme_example(0)
     dense, small = (sum(p.numel() for p in names[name].parameters()) for name in ("model", "small"))
     assert small < 0.8 * dense
     assert names["small"](torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_readme_loop_of_single_weights_leaves_two_of_every_four() -> None:
+    model = ran_readme_example(1)["model"]
+    assert any(
+        (weight.movedim(1, -1).reshape(-1, 4) != 0).sum(1).eq(2).all()
+        for name, weight in model.named_parameters()
+        if weight.ndim == 4 and weight.shape[1] % 4 == 0
+    )
 
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]

@@ -31,9 +31,9 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
 
     Learns which channels to remove, removes them, fine-tunes, exports to ONNX, measures, and writes DIR with a report.
     `dtp-deploy compress model.pt` is enough to start: the budget is then half of the latency, measured or predicted, or
-    half of the MACs where the target does neither or cannot get there, and the data are random. Options may also stand
-    in ./dtp-deploy.toml (`dtp-deploy init` writes an example). The working directory is importable: --model may name a
-    function in a file beside you.
+    half of the MACs where the target does neither or its prediction does not get there, and the data are random.
+    Options may also stand in ./dtp-deploy.toml (`dtp-deploy init` writes an example). The working directory is
+    importable: --model may name a function in a file beside you.
     """
     from dtp_deploy.order import make_order
 
@@ -123,14 +123,15 @@ def _ask(info: CheckpointInfo) -> bool:
 
 def _show(report: Report, out: Path, as_json: bool) -> None:
     from dtp_deploy.artefact import REPORT_MARKDOWN
-    from dtp_deploy.report import headline, summary_rows
+    from dtp_deploy.report import headlines, summary_rows
     from dtp_deploy_cli.console import print_json, print_line, print_table
 
     if as_json:
         print_json(report.to_json())
         return
     print_table(("", "dense", "pruned", "pruned / dense"), summary_rows(report))
-    print_line(headline(report))
+    for line in headlines(report):
+        print_line(line)
     print_line(f"Report: {out / REPORT_MARKDOWN}")
 
 

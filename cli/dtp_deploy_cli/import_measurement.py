@@ -33,7 +33,7 @@ def import_measurement(
     """
     from dtp_deploy.artefact import REPORT_MARKDOWN
     from dtp_deploy.imports import import_measurement as complete
-    from dtp_deploy.report import headline, summary_rows
+    from dtp_deploy.report import headlines, summary_rows
     from dtp_deploy_cli.console import print_json, print_line, print_table
 
     report = complete(directory, result, force, layers)
@@ -41,5 +41,6 @@ def import_measurement(
         print_json(report.to_json())
         return
     print_table(("", "dense", "pruned", "pruned / dense"), summary_rows(report))
-    print_line(headline(report))
+    for line in headlines(report):
+        print_line(line)
     print_line(f"Report: {directory / REPORT_MARKDOWN}")

@@ -64,9 +64,16 @@ def why_frozen(
     for pattern in keep:
         if any(_matches(name, pattern) for name in names):
             return f"{_KEPT} {pattern!r}"
-    if only and not all(any(_matches(name, pattern) for pattern in only) for name in written_by):
-        return f"{_NOT_NAMED} {', '.join(map(repr, only))}"
-    return None
+    if not only:
+        return None
+    writers = sorted(written_by)
+    others = [name for name in writers if not any(_matches(name, pattern) for pattern in only)]
+    if not others:
+        return None
+    reason = f"{_NOT_NAMED} {', '.join(map(repr, only))}"
+    if len(others) == len(writers):
+        return reason
+    return f"{reason}: {', '.join(map(repr, others))} would have to be, too, which must lose the same channels"
 
 
 def is_by_hand(reason: str | None) -> bool:

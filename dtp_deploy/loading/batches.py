@@ -216,6 +216,19 @@ def check_finite(name: str, inputs: Inputs) -> None:
         )
 
 
+def check_finite_batch(inputs: Inputs, step: int) -> None:
+    """Check a batch of training data that gave a loss which is not finite.
+
+    Raises:
+        InputError: it is the inputs, and not the training.
+    """
+    if not all(x.isfinite().all() for x in inputs if x.is_floating_point()):
+        raise InputError(
+            f"The training batch of step {step} holds NaN or infinite inputs. Replace or drop those samples, or "
+            "correct the preprocessing (a division by zero, say)."
+        )
+
+
 def augmented(x: Tensor, augment: str, generator: torch.Generator) -> Tensor:
     """The images x [n, channels, height, width], each changed at random in its own way.
 

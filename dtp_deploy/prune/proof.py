@@ -23,6 +23,7 @@ from dtp_deploy.graph.frozen import is_by_hand
 from dtp_deploy.graph.groups import TensorSlice, index_tensor
 from dtp_deploy.modules import Inputs, flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
+from dtp_deploy.prune.importance import check_finite
 from dtp_deploy.prune.plan import BlockChoice, fingerprint_of, make_plan
 from dtp_deploy.prune.surgery import blocks_silenced, remove_channels
 
@@ -85,7 +86,11 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
 
     Raises:
         GraphError: no group is left that may be pruned.
+        InputError: weights hold NaN or infinity, which nothing can be compared with.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            check_finite(parameter.detach(), name.rpartition(".")[0])
     trial = _Trial(model, groups.inputs, seed)
     with progress.task("proof", total=len(groups)) as advance:
         for _ in groups.frozen:

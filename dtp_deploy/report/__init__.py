@@ -1,7 +1,7 @@
 """The report of a run: its schema, and its faces for people."""
 
 from dtp_deploy.report.markdown import MASK_PHASE as MASK_PHASE
-from dtp_deploy.report.markdown import headline as headline
+from dtp_deploy.report.markdown import headlines as headlines
 from dtp_deploy.report.markdown import render_markdown as render_markdown
 from dtp_deploy.report.mask_phase import render_mask_phase as render_mask_phase
 from dtp_deploy.report.privacy import hide_home as hide_home
@@ -14,7 +14,7 @@ __all__ = [
     "MASK_PHASE",
     "Report",
     "SummaryRow",
-    "headline",
+    "headlines",
     "hide_home",
     "read_report",
     "render_markdown",

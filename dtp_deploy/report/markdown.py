@@ -18,15 +18,18 @@ _BASIS_WORDS: dict[Basis, str] = {
 }
 
 
-def headline(report: Report) -> str:
-    """One line: whether the budget was met, what was reached, and how that is known."""
-    budget = report.budget
+def headlines(report: Report) -> list[str]:
+    """One line a budget, the first one first: whether it was met, what was reached, and how that is known."""
+    return [_headline(report, budget) for budget in (report.budget, *report.further_budgets)]
+
+
+def _headline(report: Report, budget: BudgetEntry) -> str:
     verdict = {True: "Budget met", False: "Budget NOT met", None: "Budget not checked"}[budget.met]
     basis = _BASIS_WORDS[budget.basis].format(target=report.target.name)
     what = {"latency": "p50 latency ", "size": "size "}.get(budget.kind, "")  # other units say what they are of
     if budget.achieved is None:
         return f"{verdict}: {what}at most {_limit(budget)}; what was reached is not known."
-    if _only_limit_is_predicted(report):
+    if _only_limit_is_predicted(report, budget):
         return (
             f"{verdict}: {what}{quantity(budget.achieved, budget.unit)}, {basis}; the limit of {_limit(budget)} is "
             "predicted, as the dense model was not measured."
@@ -40,7 +43,7 @@ def render_markdown(report: Report) -> str:
     threads = "" if target.threads is None else f", {target.threads} thread{'s' if target.threads != 1 else ''}"
     blocks = [
         f"# {_cell(report.model)}, pruned",
-        f"**{headline(report)}**",
+        *(f"**{line}**" for line in headlines(report)),
         f"Target: {target.name} ({_what_ran(target)}{threads}).",
         *_warnings(report),
         _table(("", "dense", "pruned", "pruned / dense"), summary_rows(report)),
@@ -119,8 +122,7 @@ def _mask_phase(report: Report) -> str:
     return f"![How the masks were learned]({MASK_PHASE})\n\n{_table(head, rows)}"
 
 
-def _only_limit_is_predicted(report: Report) -> bool:
-    budget = report.budget
+def _only_limit_is_predicted(report: Report, budget: BudgetEntry) -> bool:
     return budget.kind == "latency" and budget.basis == "measured" and budget.relative and report.dense.latency is None
 
 

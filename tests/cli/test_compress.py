@@ -15,7 +15,7 @@ from dtp_deploy.budget import Budget, parse_budget
 from dtp_deploy.config import CompressConfig, flag_of
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.prune import MaskSettings
-from dtp_deploy.report import Report, headline, summary_rows
+from dtp_deploy.report import Report, headlines, summary_rows
 from dtp_deploy.target import TargetSpec
 from dtp_deploy.task import CLASSIFICATION, UNLABELLED
 from dtp_deploy.testing import zoo
@@ -417,7 +417,7 @@ def test_a_person_gets_a_table_and_the_path(run_cli, job: list[str], sample_repo
     rows = [tuple(cell.strip() for cell in line.strip("│").split("│")) for line in lines if line.startswith("│")]
     assert (outcome.code, outcome.err) == (0, "")
     assert rows == [tuple(row) for row in summary_rows(report)]
-    assert lines[-2:] == [headline(report), "Report: small/report.md"]
+    assert lines[-2:] == [*headlines(report), "Report: small/report.md"]
 
 
 @pytest.mark.usefixtures("asked")

@@ -180,8 +180,8 @@ def test_a_partly_frozen_model_stays_so(model: Any) -> None:
     assert len(loaded.notes) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_becomes_float32_and_is_noted(model: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32_and_are_noted(model: Any, dtype: torch.dtype) -> None:
     note = f"Its weights were {str(dtype)[6:]}; they were made float32 to be pruned and trained."
     model.to(dtype)
     pickled = load_model(saved("m.pt", model), trust=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import GraphError
+from dtp_deploy.errors import GraphError, InputError
 from dtp_deploy.graph import find_groups
 from dtp_deploy.prune import proof, prove, remove_channels
 from dtp_deploy.prune.proof import perturbed, relative_difference
@@ -293,3 +293,13 @@ def test_relative_difference_is_relative_to_each_output():
     assert relative_difference([large, small], [large, 2 * small]) == pytest.approx(1)
     assert relative_difference([large], [torch.tensor([float("nan")])]) == float("inf")
     assert relative_difference([torch.empty(0)], [torch.empty(0)]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_prove_nothing_and_are_named(value: float) -> None:
+    model = Tail(nn.ReLU())
+    groups = find_groups(model, IMAGE)
+    with torch.no_grad():
+        model.second.weight[0, 0] = value
+    with pytest.raises(InputError, match="weights hold NaN or infinity, at or next to layer 'second'"):
+        prove(model, groups)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dtp_deploy.report import Report, headline, render_markdown
+from dtp_deploy.report import Report, headlines, render_markdown
 from dtp_deploy.report.schema import MaskPhaseEntry
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_report.json").read_text(encoding="utf-8"))
@@ -52,7 +52,16 @@ def report_with(**changes: Any) -> Report:
     ],
 )
 def test_headline_says_verdict_figure_limit_and_basis(changes: dict[str, Any], expected: str) -> None:
-    assert headline(report_with(budget={**SAMPLE["budget"], **changes})) == expected
+    assert headlines(report_with(budget={**SAMPLE["budget"], **changes})) == [expected]
+
+
+def test_every_budget_has_a_line() -> None:
+    size = {"kind": "size", "requested": "2MB", "relative": False, "limit": 2e6, "unit": "bytes", "achieved": 1.9e6}
+    report = report_with(further_budgets=[SAMPLE["budget"] | size | {"basis": "computed", "met": True}])
+    first, second = headlines(report)
+    assert first == headlines(report_with())[0]
+    assert second == "Budget met: size 1.900 MB of at most 2.000 MB, computed exactly from the pruned model."
+    assert f"**{first}**\n\n**{second}**" in render_markdown(report)
 
 
 @pytest.mark.parametrize(

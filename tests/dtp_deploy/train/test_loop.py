@@ -118,6 +118,13 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(data: Dataset) -> Non
         trained(model, data)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_named_and_not_the_learning_rate(data: Dataset, value: float) -> None:
+    data.x_train[:] = value
+    with pytest.raises(InputError, match="The training batch of step 0 holds NaN or infinite inputs"):
+        trained(make(), data)
+
+
 @pytest.mark.parametrize(("ratio", "steps"), [(0.1, 60), (0.5, 60), (0.75, 20), (1.0, 1)])
 def test_the_mask_phase_is_shorter_where_less_is_pruned_than_kept(ratio: float, steps: int) -> None:
     assert Settings().mask_steps(100, ratio) == steps
