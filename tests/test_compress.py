@@ -12,19 +12,23 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import dtp_deploy
 from dtp_deploy import pipeline
 from dtp_deploy.budget import Budget, parse_budget
+from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError, UsageError
 from dtp_deploy.latency import structures, verdict
 from dtp_deploy.loading import Dataset
 from dtp_deploy.profile.measure import MeasureSettings
+from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.prune.schedule import Solver
 from dtp_deploy.report import Report, read_report
 from dtp_deploy.task import CLASSIFICATION
 from dtp_deploy.train import Settings, Trainer
 from examples.digits_cnn import make_model
+from tests.test_resume import CutOff, StopsAt, cut
 
 QUICKLY = MeasureSettings(min_samples=20, min_seconds=0.05, blocks=5, warm_up_seconds=0.01, repeats=0)
 compress = partial(dtp_deploy.compress, measuring=QUICKLY)
@@ -130,6 +134,28 @@ def test_every_form_of_the_model_was_compared(macs_run: Finished) -> None:
         "pruned: PyTorch to engine",
     ]
     assert all(entry.passed for entry in macs_run.report.parity)
+
+
+def test_the_network_that_is_left_has_batchnorm_statistics_of_its_own(data: Dataset, tmp_path: Path) -> None:
+    """As PyTorch's `update_bn` finds them, over the same images in another order."""
+    dense = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(256, 10)),
+    ).eval()
+    settings = Settings(epochs=1, batch_size=128)
+    half, stop = parse_budget("macs", "50%"), StopsAt("fine-tuning", 1, cut)
+    with pytest.raises(CutOff):
+        compress(dense, data=data, budget=half, out=tmp_path / "out", settings=settings, progress=stop)
+    saved = CheckpointFolder(tmp_path / "out.partial" / "checkpoints").newest()
+    assert saved is not None
+    small = remove_channels(dense, PruningPlan.from_json(saved["plan"]))
+    small.load_state_dict(saved["model"])
+    update_bn([images for (images,), _ in data.train(settings.batch_size, seed=5)], small)
+    for norm in (1, 4):
+        for name in (f"{norm}.running_mean", f"{norm}.running_var"):
+            wanted = small.state_dict()[name]
+            assert float((saved["model"][name] - wanted).norm()) < 0.02 * float(wanted.norm()), name
 
 
 def test_pruned_model_reloads_onto_the_factory_and_agrees_with_the_onnx(macs_run: Finished, data: Dataset) -> None:

@@ -2,11 +2,23 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import KEY, cells, interval, parse, print_tables, strengths_of, wanted
+from benchmarks.accuracy import (
+    KEY,
+    cells,
+    dataset,
+    draw,
+    interval,
+    parse,
+    print_tables,
+    strengths_of,
+    wanted,
+)
 from benchmarks.classifiers import make
 from benchmarks.pruners import STRENGTHS, Job, prune
 from dtp_deploy import find_groups, prove
@@ -86,6 +98,42 @@ def test_strengths_are_tried_when_tuning_or_when_asked() -> None:
     assert of("groupnorm", tune=True) == STRENGTHS["groupnorm"]
     assert of("groupnorm", strengths=True) == (None, *STRENGTHS["groupnorm"][1:])
     assert of("dtp", tune=True) == of("dtp", strengths=True) == (None,)
+
+
+def test_tuning_holds_training_images_out_and_sees_no_test_image() -> None:
+    whole, tuned = (dataset(argparse.Namespace(tune=tune), "digits") for tune in (False, True))
+
+    def images(*parts: np.ndarray) -> list[bytes]:
+        return sorted(image.tobytes() for part in parts for image in part)
+
+    assert images(tuned.x_train, tuned.x_val) == images(whole.x_train)
+    assert not {*images(tuned.x_train, tuned.x_val)} & {*images(whole.x_val)}
+    assert len(tuned.x_val) == pytest.approx(len(whole.x_train) / 6, abs=1)
+    labels = {image.tobytes(): label for image, label in zip(whole.x_train, whole.y_train, strict=True)}
+    for x, y in ((tuned.x_train, tuned.y_train), (tuned.x_val, tuned.y_val)):
+        assert [labels[image.tobytes()] for image in x] == y.tolist()
+
+
+def test_the_picture_shows_the_mean_of_every_method_by_budget(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row("dtp", seed, 0.9 + seed / 100) for seed in range(3)]
+    rows += [row("dtp", 0, 0.8) | {"budget": 10.0}, row("random", 0, 0.4), row("dtp", 0, 0.7) | {"model": "vgg"}]
+    draw(rows, tmp_path / "accuracy.png")
+    from matplotlib import pyplot
+
+    figure = pyplot.gcf()
+    pyplot.close(figure)
+    drawn = {
+        (axis.get_title(), lines.get_label()): lines.lines[0].get_xydata().round(6).tolist()
+        for axis in figure.axes
+        for lines in axis.containers
+    }
+    assert drawn == {
+        ("resnet20 on digits", "dtp"): [[10, 80], [25, 91]],
+        ("resnet20 on digits", "random"): [[25, 40]],
+        ("vgg on digits", "dtp"): [[25, 70]],
+    }
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")

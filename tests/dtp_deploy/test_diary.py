@@ -104,6 +104,41 @@ def test_soft_and_hard_accuracies_are_of_the_same_first_samples(data: Dataset) -
     assert first["accuracy_soft"] != first["accuracy_hard"]
 
 
+def test_the_soft_accuracy_is_of_the_masks_as_they_are_and_the_hard_one_of_those_rounded(data: Dataset) -> None:
+    def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return float(outputs.square().mean())
+
+    model, findings = network().eval(), Findings()
+    masks = put_on(model, Budget("macs", 0.4, relative=True), STEPS)
+    diary = MaskDiary(findings, model, masks, data, dataclasses.replace(CLASSIFICATION, metric=metric), 3)
+    for step in (1, 2, 3):
+        masks.step()
+        diary.after_step(step)
+    images, labels = (torch.from_numpy(part[:512]) for part in (data.x_val, data.y_val))
+    with torch.no_grad():
+        soft = metric(model(images), labels)
+        masks._padded[:-1] = (masks.result.masks >= 0.5).float()
+        hard = metric(model(images), labels)
+    assert soft != pytest.approx(hard, rel=0.01)
+    entry = findings.mask_phase[-1]
+    assert (entry["accuracy_soft"], entry["accuracy_hard"]) == (pytest.approx(soft), pytest.approx(hard))
+
+
+def test_the_price_of_an_epoch_is_the_mean_over_its_own_steps(data: Dataset) -> None:
+    model, findings, prices = network(), Findings(), []
+    masks = put_on(model, Budget("macs", 0.4, relative=True), STEPS)
+    diary = MaskDiary(findings, model, masks, data, CLASSIFICATION, 3)
+    for step in range(1, STEPS):
+        images, labels = batch(step)
+        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        masks.step()
+        prices.append(masks.price)
+        diary.after_step(step)
+    first, second = prices[:3], prices[3:]
+    assert len({round(price, 9) for price in prices}) == STEPS - 1
+    assert [entry["price"] for entry in findings.mask_phase[1:]] == pytest.approx([sum(first) / 3, sum(second) / 3])
+
+
 def test_without_labels_and_with_a_budget_a_layer_some_things_are_not_known(data: Dataset) -> None:
     _, _, findings = trained(data, UNLABELLED, scope="per-layer")
     assert {entry["accuracy_soft"] for entry in findings.mask_phase} == {None}

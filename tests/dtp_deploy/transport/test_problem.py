@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dtp_deploy.errors import DtpError, TransportError
-from dtp_deploy.transport import BlockProblem, Floors, LinearCost, TransportProblem
+from dtp_deploy.transport import BlockProblem, Floors, LinearCost, TransportProblem, solve_exact
 from tests.dtp_deploy.transport.problems import groups_of, linear, vector
 
 THREE = vector(0.1, 0.2, 0.3)
@@ -132,9 +132,13 @@ def test_what_is_not_well_posed_is_refused(name: str) -> None:
     assert error.value.exit_code == 2
 
 
-def test_the_limits_themselves_are_allowed() -> None:
-    make(vector(0.0), epsilon=1e-300, budget=0.0, floors=Floors(torch.tensor([0]), vector(1.0)))
-    make(floors=Floors(PAIR, vector(0.0, 0.0)))
+def test_the_limits_themselves_are_allowed_and_solved() -> None:
+    floor = solve_exact(make(vector(0.0), epsilon=1e-300, budget=0.0, floors=Floors(torch.tensor([0]), vector(1.0))))
+    assert (floor.masks.tolist(), floor.at_floor.tolist(), floor.converged) == ([1.0], [True], False)
+    none = solve_exact(make(floors=Floors(PAIR, vector(0.0, 0.0))))
+    assert torch.equal(none.masks, solve_exact(make()).masks)
+    assert float(none.masks.sum()) == pytest.approx(1.0)
+    assert solve_exact(make(epsilon=1e-300)).masks.tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
 
 
 def test_logits_are_scores_over_half_epsilon_in_float64_without_a_gradient() -> None:

@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from dtp_deploy.errors import TransportError
-from dtp_deploy.transport import Floors, TransportProblem, solve_exact, solve_sinkhorn
+from dtp_deploy.transport import BlockProblem, Floors, TransportProblem, solve_blocks, solve_exact, solve_sinkhorn
 from tests.dtp_deploy.transport.problems import chain_of_layers, groups_of, linear, vector
 
 SCORES = torch.linspace(-0.4, 1.3, 12, dtype=torch.float64)[torch.tensor([3, 7, 0, 11, 5, 1, 9, 2, 10, 4, 8, 6])]
@@ -99,6 +99,46 @@ def test_masks_and_gradients_are_those_of_an_unrolled_sinkhorn(epsilon: float, s
     (expected,) = torch.autograd.grad(reference.masks, scores, upstream)
     assert float(expected.abs().max()) > 0.1 / epsilon
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("epsilon", "share"), [(0.3, 0.3), (1.0, 0.5), (30.0, 0.9)])
+def test_the_gradient_is_that_of_torch_through_pot_sinkhorn(epsilon: float, share: float) -> None:
+    scores = SCORES.clone().requires_grad_()
+    upstream = torch.randn(len(scores), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(solve_exact(linear(scores, epsilon, share, MASS)).masks, scores, upstream)
+    plan = ot.sinkhorn(
+        MASS, bins(share), transport_cost(scores), epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=10_000
+    )
+    (expected,) = torch.autograd.grad(plan[:, 1] / MASS, scores, upstream)
+    assert float(expected.abs().max()) > 0.1 / epsilon
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("kept", [0.3, 2.0, 3.1])
+def test_every_block_is_the_plan_of_pot_sinkhorn(epsilon: float, kept: float) -> None:
+    scores = torch.stack([SCORES[:4], SCORES[4:8], SCORES[8:], torch.full((4,), 0.2, dtype=torch.float64)])
+    masks = solve_blocks(BlockProblem(scores, epsilon, kept)).masks
+    quarter = vector(1.0, 1.0, 1.0, 1.0) / 4
+    for block, found in zip(scores, masks, strict=True):
+        plan = ot.sinkhorn(
+            quarter,
+            bins(kept / 4),
+            transport_cost(block),
+            epsilon,
+            method="sinkhorn_log",
+            stopThr=1e-13,
+            numItermax=100_000,
+        )
+        torch.testing.assert_close(found, 4 * plan[:, 1], rtol=0, atol=1e-10)
+
+
+def test_two_of_every_four_at_a_small_epsilon_are_the_plans_of_pot_emd() -> None:
+    scores = torch.randn(20, 4, dtype=torch.float64)
+    masks = solve_blocks(BlockProblem(scores, 1e-6, 2)).masks
+    for block, found in zip(scores, masks, strict=True):
+        plan = ot.emd(np.full(4, 0.25), np.full(2, 0.5), transport_cost(block).numpy())
+        np.testing.assert_allclose(found.numpy(), 4 * plan[:, 1], rtol=0, atol=1e-9)
 
 
 def test_the_reference_says_where_its_iterations_did_not_do() -> None:
