@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from dtp_deploy.errors import DtpError, TransportError
-from dtp_deploy.transport import BlockProblem, Floors, LinearCost, TransportProblem, solve_exact
+from dtp_deploy.transport import (
+    BlockProblem,
+    Floors,
+    LinearCost,
+    TransportProblem,
+    sinkhorn_step,
+    solve_blocks,
+    solve_exact,
+    solve_sinkhorn,
+)
 from tests.dtp_deploy.transport.problems import groups_of, linear, vector
 
 THREE = vector(0.1, 0.2, 0.3)
@@ -139,6 +148,24 @@ def test_the_limits_themselves_are_allowed_and_solved() -> None:
     assert torch.equal(none.masks, solve_exact(make()).masks)
     assert float(none.masks.sum()) == pytest.approx(1.0)
     assert solve_exact(make(epsilon=1e-300)).masks.tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
+
+
+SOLVERS = {
+    "exact": lambda scores, epsilon: solve_exact(make(scores, epsilon)),
+    "one step": lambda scores, epsilon: sinkhorn_step(make(scores, epsilon), 0.0),
+    "the reference": lambda scores, epsilon: solve_sinkhorn(make(scores, epsilon), max_iterations=5),
+    "blocks": lambda scores, epsilon: solve_blocks(BlockProblem(scores[None], epsilon, 1)),
+}
+
+
+@pytest.mark.parametrize("epsilon", [1e-308, 5e-324])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_epsilon_at_which_logits_overflow_gives_no_nan(solver: str, epsilon: float) -> None:
+    try:
+        masks = SOLVERS[solver](vector(0.0, 0.2, 0.3), epsilon).masks
+    except TransportError:
+        return
+    assert bool(((masks >= 0) & (masks <= 1)).all())
 
 
 def test_logits_are_scores_over_half_epsilon_in_float64_without_a_gradient() -> None:
