@@ -115,7 +115,6 @@ def test_tuning_holds_training_images_out_and_sees_no_test_image() -> None:
 
 
 def test_the_picture_shows_the_mean_of_every_method_by_budget(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = [row("dtp", seed, 0.9 + seed / 100) for seed in range(3)]
     rows += [row("dtp", 0, 0.8) | {"budget": 10.0}, row("random", 0, 0.4), row("dtp", 0, 0.7) | {"model": "vgg"}]
     draw(rows, tmp_path / "accuracy.png")
