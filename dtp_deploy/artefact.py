@@ -214,14 +214,11 @@ def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: P
     require_file(weights_path, "Weights", _REMEDY)
     dense = _dense(factory)
     plan.check(dense)
+    if (damage := plan.damage(dense)) is not None:
+        raise InputError(f"{plan_path} is damaged ({damage}). {_REMEDY}")
     try:
         model = remove_channels(dense, plan)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # it names a tensor or index that is not there
+    except (AttributeError, RuntimeError) as error:  # it removes a module that is not there
         raise InputError(f"{plan_path} is damaged ({cause(error)}). {_REMEDY}") from error
     _load_weights(model, weights_path, plan.weights_sha256)
     return model.eval()

@@ -129,26 +129,29 @@ class PruningPlan:
         return sum(layer.weights - layer.kept for layer in self.layers if layer.left_because is None)
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless the plan was made for a model with exactly these tensors, and names indices that they have.
+        """Raise unless the plan was made for a model with exactly these tensors.
 
         Raises:
-            InputError: the model's tensor names or shapes differ from those that the plan was made for, or do not have
-                what the plan keeps.
+            InputError: the model's tensor names or shapes differ from those that the plan was made for.
         """
         if fingerprint_of(model) != self.fingerprint:
             raise InputError(
                 f"The pruning plan was made for another model: the tensor names or shapes of {type(model).__name__} "
                 "differ. Give the factory, unchanged, that the dense model came from."
             )
+
+    def damage(self, model: nn.Module) -> str | None:
+        """The first thing that the plan keeps and a model of these tensors lacks, in words; None if there is none."""
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         for name, dims in self.tensors.items():
             for dim, kept in dims.items():
                 size = shapes[name][dim] if name in shapes and 0 <= dim < len(shapes[name]) else 0
                 if not kept or kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in pairwise(kept)):
-                    raise InputError(
-                        f"The pruning plan is damaged: dimension {dim} of '{name}' has {size} indices, and those kept "
-                        "are not some of them in ascending order. Compress the model again."
+                    return (
+                        f"dimension {dim} of '{name}' has {size} indices, and those kept are not some of them in "
+                        "ascending order"
                     )
+        return None
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dtp_deploy.errors import InputError
 from dtp_deploy.graph import set_tensor, tensor_by_name
 from dtp_deploy.prune.plan import PruningPlan, outermost
 
@@ -66,9 +67,11 @@ def remove_channels(model: nn.Module, plan: PruningPlan) -> nn.Module:
         The smaller model, in the same mode (train or eval), its parameters new leaf tensors.
 
     Raises:
-        InputError: the plan was made for another model.
+        InputError: the plan was made for another model, or is damaged.
     """
     plan.check(model)
+    if (damage := plan.damage(model)) is not None:
+        raise InputError(f"The pruning plan is damaged: {damage}. Compress the model again.")
     small = remove_blocks(model, plan.removed_modules)
     for name, dims in plan.tensors.items():
         tensor = tensor_by_name(small, name).detach()
