@@ -8,7 +8,7 @@ format of `dtp-deploy compress`. `--tune` judges on a part of the training data 
 strengths of the regularising methods; the tables are made without it. `--strengths` tries them on the test data, where
 the best of them then counts: an advantage that `dtp` does not get. `--bases` starts from several base models: how far
 one method is ahead of another differs more from base to base than from seed to seed. Rows that the JSON file holds
-already are not run again, so a benchmark that was cut off goes on.
+already, of the same settings, are not run again, so a benchmark that was cut off goes on.
 
 `--quick`: resnet20 and mobilenetv2, 25 and 10 % of the MACs, five methods, three seeds, stem stride 2.
 """

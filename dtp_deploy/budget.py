@@ -118,8 +118,11 @@ class Budget:
 
     def limit_for(self, dense: float) -> float:
         """The absolute limit, given the dense model's cost in `unit`."""
-        # To twelve digits: 29 % of 100 channels are 29 of them, and not 28.999999999999996.
-        return float(f"{self.limit * dense:.12g}") if self.relative else self.limit
+        if not self.relative:
+            return self.limit
+        limit = self.limit * dense
+        # 29 % of 100 channels are 29 of them, and not 28.999999999999996.
+        return float(round(limit)) if abs(limit - round(limit)) <= 4 * math.ulp(limit) else limit
 
     def latency_of(self, report: "HasPercentiles") -> float:
         """The figure that this latency budget speaks of, in ms."""

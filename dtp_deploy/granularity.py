@@ -51,10 +51,27 @@ def check_pruned_by(granularity: Granularity, plan: PruningPlan | None) -> None:
 
 
 def zeros_before(plan: PruningPlan | None, layers: WeightLayers) -> int:
-    """Zeros that an earlier run left in layers that this one masks; they stay."""
-    masked = {layer.name for layer in layers.maskable}
-    earlier = plan.layers if plan is not None else ()
-    return sum(one.weights - one.kept for one in earlier if one.left_because is None and one.name in masked)
+    """Zeros that an earlier run left in layers that this one masks; they stay.
+
+    Args:
+        plan: of that run; None where there was none.
+        layers: of this run.
+
+    Raises:
+        UsageError: it left zeros in a layer that this run does not mask, and would lose count of.
+    """
+    if plan is None:
+        return 0
+    masked = {layer.name: layer for layer in layers}
+    for one in plan.layers:
+        left = masked[one.name].left_because if one.name in masked else "it is no such layer"
+        if one.left_because is None and left is not None:
+            raise UsageError(
+                f"An earlier run by --granularity {plan.granularity} left zeros in '{one.name}', which this one, by "
+                f"--granularity {layers.granularity}, would not keep: {left}. Leave --keep and --only out, or give "
+                f"--granularity {plan.granularity}."
+            )
+    return plan.zeros
 
 
 _UNIT = "non-zero parameters"

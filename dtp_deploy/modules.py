@@ -55,13 +55,15 @@ def fused_apart() -> Iterator[None]:
     Their fused kernels, which are chosen by device and mode, call none of the modules inside, and counters know nothing
     of them.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.cudnn.enabled = False
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.cudnn.enabled = cudnn
 
 
 def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:

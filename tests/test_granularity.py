@@ -15,6 +15,7 @@ from torch import nn
 import dtp_deploy
 from dtp_deploy.artefact import read_plan
 from dtp_deploy.budget import Budget, Granularity, parse_budget
+from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.cost import count_parameters
 from dtp_deploy.errors import ParityError, UsageError
 from dtp_deploy.export.zeros import most_of_four
@@ -205,3 +206,36 @@ def test_channels_after_single_weights_are_refused(finished: Finished, data: Dat
             budget=parse_budget("macs", "50%"),
             pruned_by=read_plan(finished.out),
         )
+
+
+def test_zeros_of_an_earlier_run_stay_while_masks_are_learned(
+    finished: Finished, data: Dataset, tmp_path: Path
+) -> None:
+    before = dtp_deploy.load_pruned(make_model(), finished.out)
+    budget, stop = (parse_budget("params", "80%"),), StopsAt("masks", 4, cut)
+    with pytest.raises(CutOff):
+        run(
+            "weights",
+            before,
+            data,
+            tmp_path / "out",
+            budget=budget,
+            pruned_by=read_plan(finished.out),
+            checkpoint_minutes=0.0,
+            progress=stop,
+        )
+    saved = CheckpointFolder(tmp_path / "out.partial" / "checkpoints").newest()
+    assert saved is not None
+    for name in MASKED[finished.granularity]:
+        first, now = before.state_dict()[f"{name}.weight"], saved["model"][f"{name}.parametrizations.weight.original"]
+        assert not torch.equal(first, now)
+        assert not now[first == 0].any()
+
+
+def test_zeros_that_would_be_lost_count_of_are_refused(finished: Finished, data: Dataset, tmp_path: Path) -> None:
+    before = dtp_deploy.load_pruned(make_model(), finished.out)
+    only = dataclasses.replace(settings("weights"), only=("7",))
+    with pytest.raises(
+        UsageError, match=r"left zeros in '.', which this one, .* not named by --only '7'\. Leave --keep"
+    ):
+        run("weights", before, data, tmp_path / "out", settings=only, pruned_by=read_plan(finished.out))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dtp_deploy.modules import Inputs, as_inputs, evaluating, fused_apart
 
@@ -18,11 +18,17 @@ def _recurrent_layer(sequence: Any, of_input: Any, of_hidden: Any, *_: object, *
     return 2 * uses * (int(of_input[0]) * int(of_input[1]) + int(of_hidden[0]) * int(of_hidden[1]))
 
 
+def _attention(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:  # noqa: ANN401
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
 _MORE = {
     torch.ops.aten.mv: _matrix_by_vector,
     torch.ops.aten.addmv: lambda bias, matrix, vector, *_, **__: _matrix_by_vector(matrix, vector),
     torch.ops.aten.dot: lambda first, second, *_, **__: 2 * int(first[0]),
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_layer,
+    # Of a model that chooses its kernel itself.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
 """Floating point operations that torch's counter has no formula for, from the shapes of the arguments."""
 

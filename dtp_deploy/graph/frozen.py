@@ -73,7 +73,8 @@ def why_frozen(
     reason = f"{_NOT_NAMED} {', '.join(map(repr, only))}"
     if len(others) == len(writers):
         return reason
-    return f"{reason}: {', '.join(map(repr, others))} would have to be, too, which must lose the same channels"
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return f"{reason}, which leaves out {', '.join(map(repr, others[:3]))}{more}"
 
 
 def is_by_hand(reason: str | None) -> bool:

@@ -209,20 +209,29 @@ def check_finite(name: str, inputs: Inputs) -> None:
     Raises:
         InputError: a value is NaN or infinite.
     """
-    if not all(x.isfinite().all() for x in inputs):
+    if not all_finite(inputs):
         raise InputError(
             f"--data {name}: the first validation batch holds NaN or infinite inputs. Replace or drop those samples, "
             "or correct the preprocessing (a division by zero, say)."
         )
 
 
-def check_finite_batch(inputs: Inputs, step: int) -> None:
-    """Check a batch of training data that gave a loss which is not finite.
+def all_finite(inputs: Inputs) -> bool:
+    """Whether the inputs of a batch hold neither NaN nor infinity."""
+    return all(bool(x.isfinite().all()) for x in inputs if x.is_floating_point())
+
+
+def check_batch(broken: bool, step: int) -> None:
+    """Where a loss is not finite: whether it is the data, and not the training.
+
+    Args:
+        broken: whether any process had inputs that are not finite.
+        step: of the training.
 
     Raises:
-        InputError: it is the inputs, and not the training.
+        InputError: they are broken.
     """
-    if not all(x.isfinite().all() for x in inputs if x.is_floating_point()):
+    if broken:
         raise InputError(
             f"The training batch of step {step} holds NaN or infinite inputs. Replace or drop those samples, or "
             "correct the preprocessing (a division by zero, say)."

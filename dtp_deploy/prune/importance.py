@@ -57,11 +57,11 @@ def initial_scores(
     Raises:
         UsageError: `start` is not known, or "taylor" has no losses.
         TrainingError: "taylor" met a loss or a gradient that is not finite.
-        InputError: weights hold NaN or infinity.
+        InputError: the weights that the scores start from hold NaN or infinity.
     """
     importance = importance_of(start, losses)(model, groups)
     for group, values in zip(groups, importance, strict=True):
-        check_finite(values, group.name)
+        check_finite(values, f"at or next to layer '{group.name}'")
     if start == "uniform":
         scores = [torch.zeros_like(values) for values in importance]
     else:
@@ -72,16 +72,19 @@ def initial_scores(
     return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
 
 
-def check_finite(values: Tensor, layer: str) -> None:
-    """Raise unless all values, made of the weights of a layer, are finite.
+def check_finite(values: Tensor, where: str) -> None:
+    """Raise unless all values, made of weights, are finite.
+
+    Args:
+        values: of any shape.
+        where: the weights are.
 
     Raises:
         InputError: they hold NaN or infinity.
     """
     if not bool(torch.isfinite(values).all()):
         raise InputError(
-            f"The model's weights hold NaN or infinity, at or next to layer '{layer}'. Give a model whose training did "
-            "not diverge."
+            f"The model's weights hold NaN or infinity, {where}. Give a model whose training did not diverge."
         )
 
 

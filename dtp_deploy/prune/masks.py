@@ -140,7 +140,7 @@ class ChannelMasks(StepwiseMasks):
     Raises:
         UsageError: no steps, a latency budget without a cost, or the scores "taylor" without losses.
         BudgetError: not even one unit a group meets the limit.
-        InputError: weights hold NaN or infinity.
+        InputError: the weights that the scores start from hold NaN or infinity.
     """
 
     def __init__(

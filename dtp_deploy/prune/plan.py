@@ -151,7 +151,10 @@ class PruningPlan:
                         f"dimension {dim} of '{name}' has {size} indices, and those kept are not some of them in "
                         "ascending order"
                     )
-        return None
+        modules = dict(model.named_modules())
+        absent = [layer.tensor for layer in self.layers if layer.tensor not in shapes]
+        absent += [path for path in self.removed_modules if path not in modules]
+        return f"there is no '{absent[0]}'" if absent else None
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan."""

@@ -89,8 +89,8 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
         InputError: weights hold NaN or infinity, which nothing can be compared with.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            check_finite(parameter.detach(), name.rpartition(".")[0])
+        if parameter.is_floating_point() and parameter.layout == torch.strided:
+            check_finite(parameter.detach(), f"in '{name}'")
     trial = _Trial(model, groups.inputs, seed)
     with progress.task("proof", total=len(groups)) as advance:
         for _ in groups.frozen:

@@ -102,7 +102,7 @@ class WeightMasks(StepwiseMasks):
         device = device_of(model)
         weights = [layer.weight_of(model) for layer in layers.maskable]
         for layer, weight in zip(layers.maskable, weights, strict=True):
-            check_finite(weight.detach(), layer.name)
+            check_finite(weight.detach(), f"in layer '{layer.name}'")
         self._sharing = self._make_sharing(limit, device)
         self.steps = steps_of(steps, self._sharing.ratio)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
@@ -110,6 +110,9 @@ class WeightMasks(StepwiseMasks):
         self._learner = ScoreLearner(self.scores, self.settings, self._sharing.group)
         self.price: float | None = None
         self._step, self._epsilon = 0, 1.0
+        # What is zero already does not count on the way down either.
+        nonzero = sum(int(torch.count_nonzero(weight)) for weight in weights) / layers.count
+        self._first_ratio = 1.0 if layers.granularity == "2:4" else max(nonzero, self._sharing.ratio)
         self._threshold: Threshold = None
         self._start: Threshold = None
         self._masks = [torch.ones(weight.shape, device=device, requires_grad=True) for weight in weights]
@@ -136,11 +139,12 @@ class WeightMasks(StepwiseMasks):
         limit = budget.limit_for(float(dense)) if limit is None else limit
         others = dense - layers.count
         least = others + len(layers.maskable)
+        whole = limit / budget.limit if budget.relative else dense
         if limit < least:
             raise BudgetError(
                 f"--params {budget} is a limit of {limit:,.6g}, but one weight in every layer, with the {others:,} "
                 f"parameters that are no weights of such layers, makes {least:,} of the dense {dense:,}. "
-                f"Give {math.ceil(1000 * least / dense) / 10:g}% or more."
+                f"Give {math.ceil(1000 * least / whole) / 10:g}% or more."
             )
         kept = min(math.floor(limit) - others, layers.count)
         sizes = [layer.weights for layer in layers.maskable]
@@ -200,7 +204,7 @@ class WeightMasks(StepwiseMasks):
             mask.grad = None
 
     def _ratio_now(self) -> float:
-        return self.settings.budget_at(self.progress, self._sharing.ratio, 1.0)
+        return self.settings.budget_at(self.progress, self._sharing.ratio, self._first_ratio)
 
     def _solve(self) -> Tensor:
         """The next step's epsilon, and its transport."""
@@ -275,19 +279,25 @@ def initial_scores(weights: Sequence[Tensor], start: ScoreStart = "l2") -> Tenso
 
     "l2" is the size of a weight relative to the norm of all weights of its layer that are not smaller: `log_shares`. It
     is free of the scale of a layer, and the last weights of a layer weigh more the fewer they are, so that one
-    threshold gives every layer a share of its own. Of the same size, the weight that comes first counts more.
+    threshold gives every layer a share of its own. Of the same size, the weight that comes first counts more. What is
+    zero comes last, however the others start.
 
     Args:
         weights: flat, one tensor a layer.
         start: "l2" or "uniform".
     """
     sizes = [weight.abs().to("cpu", torch.float64) for weight in weights]
-    scores = torch.cat([torch.zeros_like(size) if start == "uniform" else log_shares(size, _LEAST) for size in sizes])
+    starts = [_zeros_last(size) if start == "uniform" else log_shares(size, _LEAST) for size in sizes]
+    scores = torch.cat(starts)
     places = [
         (torch.arange(len(size), dtype=torch.float64) + number / len(sizes)) / len(size)
         for number, size in enumerate(sizes)
     ]
     return (scores - 1e-4 * torch.cat(places)).to(weights[0].device)
+
+
+def _zeros_last(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, 0.0, math.log(_LEAST))
 
 
 def counted(plan: PruningPlan, model: nn.Module) -> PruningPlan:

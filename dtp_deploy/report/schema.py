@@ -115,7 +115,8 @@ class ModelEntry(_Part):
     macs: Count = Field(description="multiply-accumulate operations of one sample")
     params: Count = Field(description="number of parameters")
     nonzero_params: Count | None = Field(
-        None, description="the same without the masked weights that are zero; null where no single weights are masked"
+        None,
+        description="the same without masked weights that are zero; null where none are, as in most dense models",
     )
     size_bytes: Count = Field(description="all files that would be delivered (ONNX, weights included)")
     latency: LatencyEntry | None = Field(description="null where the target cannot run here")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dtp_deploy.errors import InputError, TrainingError
-from dtp_deploy.loading.batches import check_finite_batch
+from dtp_deploy.loading.batches import all_finite, check_batch
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.memory import freed_memory_kept
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
@@ -127,7 +127,7 @@ class Trainer:
                 loss = self._backward(forward, inputs, targets, start_over)
                 self.loss = float(mean_over_ranks(torch.tensor(loss, dtype=torch.float64)))
                 if not math.isfinite(self.loss):
-                    check_finite_batch(inputs, self.step)
+                    check_batch(any_rank(not all_finite(inputs)), self.step)
                     raise TrainingError(
                         f"The loss is {self.loss} at step {self.step} of {self.total_steps}: training broke down. "
                         f"Lower --lr (now {settings.learning_rate:g})."
@@ -304,17 +304,17 @@ def check_model(model: nn.Module, inputs: Inputs, data: DataSource, task: Task) 
     Raises:
         InputError: the model raises, or its output does not fit the task.
     """
-    doubles = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float64]
-    if doubles and not any(tensor.dtype == torch.float64 for tensor in inputs):
-        raise InputError(
-            f"{type(model).__name__} has weights of float64 ('{doubles[0]}'), and its inputs are not. Give "
-            "model.float()."
-        )
     try:
         with evaluating(model), torch.no_grad():
             output = model(*inputs)
     except Exception as error:
         message = str(error).strip().splitlines()
+        doubles = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float64]
+        if doubles and not any(tensor.dtype == torch.float64 for tensor in inputs):
+            raise InputError(
+                f"{type(model).__name__} does not run on inputs of float32: it has weights of float64 "
+                f"('{doubles[0]}'). Give model.float()."
+            ) from error
         raise InputError(
             f"{type(model).__name__} does not run on inputs of shape {shapes_of(inputs)} ({type(error).__name__}: "
             f"{message[0] if message else 'no message'}). Check --input and --data against the shape that the model "

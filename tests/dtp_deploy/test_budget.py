@@ -1,7 +1,5 @@
 """What a budget allows, given what the dense model costs."""
 
-import math
-
 import pytest
 
 from dtp_deploy.budget import parse_budget
@@ -13,9 +11,11 @@ def test_a_percentage_of_a_hundred_channels_is_as_many_channels(percent: int) ->
     assert parse_budget("channels", f"{percent}%").limit_for(100.0) == percent
 
 
-@pytest.mark.parametrize("dense", [123_456_789_012.0, 0.0931])
-def test_a_share_of_any_cost_is_right_to_twelve_digits(dense: float) -> None:
-    assert math.isclose(parse_budget("macs", "28.6%").limit_for(dense), 0.286 * dense, rel_tol=1e-11)
+@pytest.mark.parametrize(
+    ("typed", "dense", "limit"), [("50%", 1_234_567_890_123.0, 617_283_945_061.5), ("28.6%", 0.5, 0.143)]
+)
+def test_what_is_no_whole_number_is_not_rounded(typed: str, dense: float, limit: float) -> None:
+    assert parse_budget("macs", typed).limit_for(dense) == pytest.approx(limit, rel=1e-15)
 
 
 def test_a_kind_that_there_is_not_is_refused() -> None:

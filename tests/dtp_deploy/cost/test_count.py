@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtp_deploy.cost import count_macs, count_parameters
 
@@ -52,6 +53,12 @@ def test_attention_by_hand():
     assert count_macs(Called(lambda x: attention(x, x, x)), torch.zeros(1, 16, 32)) == projections + products
     fused = nn.functional.scaled_dot_product_attention
     assert count_macs(Called(lambda x: fused(x, x, x)), torch.zeros(1, 4, 16, 8)) == products
+
+    def chosen(x):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return fused(x, x, x)
+
+    assert count_macs(Called(chosen), torch.zeros(1, 4, 16, 8)) == products
 
 
 def test_products_with_vectors_by_hand():

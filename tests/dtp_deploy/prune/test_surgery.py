@@ -9,7 +9,7 @@ from torch import nn
 
 from dtp_deploy.errors import InputError
 from dtp_deploy.prune import make_plan, masked, remove_channels
-from dtp_deploy.prune.plan import fingerprint_of
+from dtp_deploy.prune.plan import BlockChoice, LayerChoice, fingerprint_of
 from dtp_deploy.prune.proof import outputs_of, relative_difference
 from dtp_deploy.testing.zoo import ZOO
 
@@ -137,6 +137,17 @@ def test_a_plan_that_names_what_is_not_there_is_refused(kept, place):
     damaged = replace(plan, tensors={**plan.tensors, name: {dim: kept if place == "the first" else (0,)}})
     with pytest.raises(InputError, match=f"damaged: dimension {dim} of '{name}' has "):
         remove_channels(model, damaged)
+
+
+def test_a_plan_of_layers_or_blocks_that_are_not_there_is_refused():
+    model, groups = proven(ZOO["residual"])
+    plan = make_plan(groups, {}, fingerprint_of(model))
+    for damaged, what in (
+        (replace(plan, layers=(LayerChoice("nowhere", 4, 2),)), "nowhere.weight"),
+        (replace(plan, blocks=(BlockChoice("b", ("no.body",), removed=True, reason=""),)), "no.body"),
+    ):
+        with pytest.raises(InputError, match=f"damaged: there is no '{what}'"):
+            remove_channels(model, damaged)
 
 
 def test_masks_are_taken_off_even_where_the_model_fails():

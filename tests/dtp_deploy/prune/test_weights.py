@@ -350,6 +350,22 @@ def test_scores_start_as_the_layer_adaptive_magnitude_by_its_definition() -> Non
     assert initial_scores(layers, "uniform").abs().max() <= 2e-4
 
 
+def test_of_equal_scores_what_is_zero_already_still_comes_last() -> None:
+    scores = initial_scores([torch.tensor([0.0, 2.0, 0.0, 1.0])], "uniform")
+    assert max(scores[0], scores[2]) < min(scores[1], scores[3]) - 10
+
+
+def test_the_mass_comes_down_from_what_is_not_zero() -> None:
+    model = network()
+    with torch.no_grad():
+        model[3].weight[:, ::2] = 0
+    layers = find_weights(model, batch(size=1)[0], "weights")
+    nonzero = sum(int(torch.count_nonzero(weight)) for weight in weights_of(model, layers)) / layers.count
+    masks = WeightMasks(model, layers, FIFTH, steps=20)
+    assert nonzero < 0.99
+    assert masks.cost_share == pytest.approx(nonzero, abs=2e-3)
+
+
 def test_weights_that_are_zero_already_come_last_of_all_layers() -> None:
     dead, alive = initial_scores([torch.zeros(30), torch.cat([torch.zeros(5), torch.full((15,), 1e-3)])]).split(
         [30, 20]
@@ -423,7 +439,7 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
     groups = prove(model, find_groups(model, batch(size=1)[0]))
     with torch.no_grad():
         model[3].weight[0, 0] = value
-    with pytest.raises(InputError, match="weights hold NaN or infinity, at or next to layer '3'"):
+    with pytest.raises(InputError, match="weights hold NaN or infinity, in layer '3'"):
         put_on(model, "weights", 1)
     with pytest.raises(InputError, match="weights hold NaN or infinity, at or next to layer '"):
         ChannelMasks(model, groups, parse_budget("macs", "50%"), steps=1)
