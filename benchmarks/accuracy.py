@@ -19,13 +19,14 @@ import argparse
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -162,12 +163,15 @@ def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[Pa
     return table
 
 
+def _dtp_first(table: Mapping[Any, Mapping[str, object]]) -> list[str]:
+    """The names of all methods of a table."""
+    return sorted({name for by_method in table.values() for name in by_method}, key=lambda name: (name != "dtp", name))
+
+
 def print_tables(rows: Sequence[Row], bases: dict[tuple[str, str], float]) -> None:
     """Accuracy by cell and method, and how far `dtp` is from the best other method of each cell."""
     table = cells(rows)
-    methods = sorted(
-        {name for by_method in table.values() for name in by_method}, key=lambda name: (name != "dtp", name)
-    )
+    methods = _dtp_first(table)
     print("\n| data | model | dense | MACs | " + " | ".join(methods) + " | dtp - best other |")
     print("|---|---|---|---|" + "---|" * (len(methods) + 1))
     pooled: dict[float, list[float]] = defaultdict(list)
@@ -205,7 +209,7 @@ def _differences(by_method: dict[str, dict[Pair, float]]) -> list[float]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against MACs, a panel for each model and data set."""
+    """Accuracy against MACs, a panel for each model and data set; a method has the same colour in all of them."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -213,10 +217,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     table = cells(rows)
     panels = sorted({cell[:2] for cell in table})
+    methods = _dtp_first(table)
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
     for (data, model), axis in zip(panels, axes[0], strict=True):
         budgets = sorted(cell[2] for cell in table if cell[:2] == (data, model))
-        for name in sorted({name for budget in budgets for name in table[data, model, budget]}):
+        for number, name in enumerate(methods):
             points = [(budget, table[data, model, budget].get(name)) for budget in budgets]
             values = [(budget, list(by_pair.values())) for budget, by_pair in points if by_pair]
             axis.errorbar(
@@ -224,6 +229,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 [mean(value) for _, value in values],
                 [stdev(value) if len(value) > 1 else 0.0 for _, value in values],
                 label=name,
+                color=f"C{number}",
                 capsize=2,
                 marker="o",
                 linewidth=2.2 if name == "dtp" else 1.0,

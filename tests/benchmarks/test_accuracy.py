@@ -131,7 +131,10 @@ def test_the_picture_shows_the_mean_of_every_method_by_budget(tmp_path: Path) ->
         ("resnet20 on digits", "dtp"): [[10, 80], [25, 91]],
         ("resnet20 on digits", "random"): [[25, 40]],
         ("vgg on digits", "dtp"): [[25, 70]],
+        ("vgg on digits", "random"): [],
     }
+    colours = {(lines.get_label(), lines.lines[0].get_color()) for axis in figure.axes for lines in axis.containers}
+    assert len(colours) == 2
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
