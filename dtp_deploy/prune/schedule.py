@@ -17,6 +17,10 @@ _RATES: dict[Granularity, float] = {"channels": 0.03, "weights": 0.005, "2:4": 0
 """First learning rate of the scores."""
 
 
+_LARGEST_END = 0.005
+"""Softness at p = 1 as a share of that of equal masks: few masks could all be undecided in a mean over many."""
+
+
 @dataclass(frozen=True)
 class MaskSettings:
     """Every hyper-parameter of the mask phase. The defaults hold for any number of steps; none needs tuning by hand.
@@ -35,8 +39,8 @@ class MaskSettings:
             network, so that layers stay comparable.
         budget_reached: the p at which the budget has come down to its limit.
         softness_start: softness at p = 0, as a share of that of equal masks at the budget.
-        softness_end: softness at p = 1, as the same share. With 0.0005, of as many masks as are kept at most 2.6 % can
-            lie in (0.02, 0.98), however few they are.
+        softness_end: softness at p = 1, or 0.5 % of that of equal masks at the budget where that is less. At 0.0005, at
+            most 0.7 % of the masks can lie in (0.02, 0.98).
         sinkhorn_softness: with "sinkhorn-1", the share of the first softness that is left when the budget is reached.
         learn_split: whether scores learn, by the price of the budget, how it is split between groups of channels, or
             each group's scores against those of its pruned channels. None: learned where a latency counts or widths
@@ -142,12 +146,14 @@ class MaskSettings:
             ratio_at_limit: the uniform mask that meets the limit.
             ratio_now: the uniform mask that meets the budget of this step.
         """
-        falling = self._falling(progress) * 4 * ratio_at_limit * (1 - ratio_at_limit)
+        equal = 4 * ratio_at_limit * (1 - ratio_at_limit)
+        start, end = self.softness_start * equal, min(self.softness_end, _LARGEST_END * equal)
+        if start <= end:
+            return max(end, 1e-9)
+        falling = self._falling(progress, start, end)
         return max(min(falling, self.softness_start * 4 * ratio_now * (1 - ratio_now)), 1e-9)
 
-    def _falling(self, progress: float) -> float:
-        """As a share of the softness of equal masks at the budget."""
-        start, end = max(self.softness_start, self.softness_end), self.softness_end
+    def _falling(self, progress: float, start: float, end: float) -> float:
         if self.solver == "exact":
             return float(start * (end / start) ** progress)
         # One Sinkhorn iteration moves the mass less the harder the masks are. They stay soft until the budget has come

@@ -18,7 +18,7 @@ MASKS, TRAINING = MaskSettings(), Settings()
 @pytest.mark.parametrize(
     "statement",
     [
-        f"h0 = {MASKS.softness_start} of the softness of equal masks at the budget, h1 = {MASKS.softness_end} of it",
+        f"h0 = {MASKS.softness_start} of the softness of equal masks at the budget, h1 = {MASKS.softness_end}",
         f"momentum ({MASKS.score_momentum}) on their gradient",
         f"rate {MASKS.for_granularity('channels').score_rate} sqrt(1 - p)",
         f"at rate {MASKS.for_granularity('weights').score_rate},",
@@ -41,10 +41,8 @@ def test_the_page_states_what_the_code_does(statement: str) -> None:
 
 
 def test_the_share_of_undecided_masks_follows_from_the_softness() -> None:
-    # Equal masks of m have 4 m (1 - m), at most four times the share m that is kept.
-    share = 4 * MASKS.softness_end / (4 * 0.02 * 0.98)
-    assert f"of as many masks as are kept at most {100 * share + 0.04:.1f} % can lie in (0.02, 0.98)" in PAGE
-    assert f"that is {MASKS.softness_start / MASKS.softness_end:,.0f}:" in PAGE
+    share = MASKS.softness_end / (4 * 0.02 * 0.98)
+    assert f"at most {100 * share + 0.05:.1f} % of all masks can lie in (0.02, 0.98)" in PAGE
 
 
 def test_every_file_that_the_page_names_exists() -> None:

