@@ -206,7 +206,6 @@ def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: P
         InputError: a file is missing or damaged, the plan was made for another model, or the factory fails.
     """
     from dtp_deploy.loading.files import require_file
-    from dtp_deploy.loading.wording import cause
     from dtp_deploy.prune import remove_channels
 
     plan_path, weights_path = Path(directory) / PLAN, Path(directory) / WEIGHTS
@@ -216,10 +215,7 @@ def load_pruned(factory: Callable[[], nn.Module] | nn.Module | str, directory: P
     plan.check(dense)
     if (damage := plan.damage(dense)) is not None:
         raise InputError(f"{plan_path} is damaged ({damage}). {_REMEDY}")
-    try:
-        model = remove_channels(dense, plan)
-    except (AttributeError, RuntimeError) as error:  # it removes a module that is not there
-        raise InputError(f"{plan_path} is damaged ({cause(error)}). {_REMEDY}") from error
+    model = remove_channels(dense, plan)
     _load_weights(model, weights_path, plan.weights_sha256)
     return model.eval()
 

@@ -31,6 +31,8 @@ from dtp_deploy.train import Settings
 
 Masks = ChannelMasks | WeightMasks
 
+_UNIT = "non-zero parameters"
+
 
 def check_pruned_by(granularity: Granularity, plan: PruningPlan | None) -> None:
     """Raise where an earlier run left zeros among the weights and this one would prune channels, and fill them again.
@@ -62,9 +64,9 @@ def zeros_before(plan: PruningPlan | None, layers: WeightLayers) -> int:
     """
     if plan is None:
         return 0
-    masked = {layer.name: layer for layer in layers}
+    left_because = {layer.name: layer.left_because for layer in layers}
     for one in plan.layers:
-        left = masked[one.name].left_because if one.name in masked else "it is no such layer"
+        left = left_because.get(one.name, "it is no layer of this model")
         if one.left_because is None and left is not None:
             raise UsageError(
                 f"An earlier run by --granularity {plan.granularity} left zeros in '{one.name}', which this one, by "
@@ -72,9 +74,6 @@ def zeros_before(plan: PruningPlan | None, layers: WeightLayers) -> int:
                 f"--granularity {plan.granularity}."
             )
     return plan.zeros
-
-
-_UNIT = "non-zero parameters"
 
 
 def find_prunable(model: nn.Module, inputs: Inputs, settings: Settings, progress: Progress = SILENT) -> Groups:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dtp_deploy.errors import GraphError
+from dtp_deploy.errors import GraphError, InputError
 
 Inputs = tuple[torch.Tensor, ...]
 """What a model is called with, by position; each tensor has the batch first."""
@@ -46,6 +46,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise unless all weights are numbers: nothing can be compared with the outputs of others, or learned from them.
+
+    Raises:
+        InputError: a parameter holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        known = parameter.is_floating_point() and parameter.layout == torch.strided
+        if known and not bool(torch.isfinite(parameter.detach()).all()):
+            raise InputError(
+                f"The weights of {type(model).__name__} hold NaN or infinity, in '{name}'. Give a model whose training "
+                "did not diverge."
+            )
 
 
 @contextmanager

@@ -146,8 +146,8 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"compress() got a {type(model).__name__} for its model. Give the torch.nn.Module itself: "
-            "torch.load(path, weights_only=False), say, or your class with load_state_dict."
+            f"compress() got a {type(model).__name__} for its model. Give the torch.nn.Module itself: an instance of "
+            "your class, say, after its load_state_dict(torch.load(path))."
         )
     settings = settings if settings is not None else Settings()
     spec = parse_target(target) if isinstance(target, str) else target
@@ -261,17 +261,12 @@ class _Run:
             small = remove_channels(dense, self.plan).requires_grad_(True)
             small.load_state_dict(saved["model"])
         small.to(self.device)
-        self._hold_earlier_zeros(small)
         hold_zeros(small, self.plan)
         with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
         small.cpu()
         self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
         by_first(lambda: self._deliver(small, folder))
-
-    def _hold_earlier_zeros(self, model: nn.Module) -> None:
-        if self.pruned_by is not None:
-            hold_zeros(model, self.pruned_by)
 
     def _find(self, dense: nn.Module) -> Groups | WeightLayers:
         """What may be pruned."""
@@ -335,7 +330,8 @@ class _Run:
     def _prune(self, dense: nn.Module, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
         """Learn masks, choose, remove: the network that is left."""
         student = copy.deepcopy(dense).requires_grad_(True).to(self.device)
-        self._hold_earlier_zeros(student)
+        if self.pruned_by is not None:
+            hold_zeros(student, self.pruned_by)
         masks = self.pruning.masks(student, trainer.mask_steps, self.settings.masks)
         if saved is not None:
             student.load_state_dict(saved["model"])

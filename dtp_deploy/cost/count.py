@@ -1,33 +1,30 @@
 """Counting what a given model costs, by torch's own counters: the reference for every formula in this package."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch import Size, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dtp_deploy.modules import Inputs, as_inputs, evaluating, fused_apart
 
 
-def _matrix_by_vector(matrix: Any, vector: Any, *_: object, **__: object) -> int:  # noqa: ANN401 - shapes, says torch
-    return 2 * int(matrix[0]) * int(matrix[1])
+def _matrix_by_vector(matrix: Size, vector: Size, *_: object, **__: object) -> int:
+    return 2 * matrix[0] * matrix[1]
 
 
-def _recurrent_layer(sequence: Any, of_input: Any, of_hidden: Any, *_: object, **__: object) -> int:  # noqa: ANN401
-    uses = int(sequence[0]) * int(sequence[1])
-    return 2 * uses * (int(of_input[0]) * int(of_input[1]) + int(of_hidden[0]) * int(of_hidden[1]))
+def _recurrent_layer(sequence: Size, of_input: Size, of_hidden: Size, *_: object, **__: object) -> int:
+    return 2 * sequence[0] * sequence[1] * (of_input.numel() + of_hidden.numel())
 
 
-def _attention(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:  # noqa: ANN401
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+def _attention(query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
+    return 2 * query[:-1].numel() * key[-2] * (query[-1] + value[-1])
 
 
 _MORE = {
     torch.ops.aten.mv: _matrix_by_vector,
     torch.ops.aten.addmv: lambda bias, matrix, vector, *_, **__: _matrix_by_vector(matrix, vector),
-    torch.ops.aten.dot: lambda first, second, *_, **__: 2 * int(first[0]),
+    torch.ops.aten.dot: lambda first, second, *_, **__: 2 * first[0],
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_layer,
-    # Of a model that chooses its kernel itself.
+    # Of a model that chooses its kernel itself; torch counts those of GPUs.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
 """Floating point operations that torch's counter has no formula for, from the shapes of the arguments."""

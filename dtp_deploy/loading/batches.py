@@ -221,23 +221,6 @@ def all_finite(inputs: Inputs) -> bool:
     return all(bool(x.isfinite().all()) for x in inputs if x.is_floating_point())
 
 
-def check_batch(broken: bool, step: int) -> None:
-    """Where a loss is not finite: whether it is the data, and not the training.
-
-    Args:
-        broken: whether any process had inputs that are not finite.
-        step: of the training.
-
-    Raises:
-        InputError: they are broken.
-    """
-    if broken:
-        raise InputError(
-            f"The training batch of step {step} holds NaN or infinite inputs. Replace or drop those samples, or "
-            "correct the preprocessing (a division by zero, say)."
-        )
-
-
 def augmented(x: Tensor, augment: str, generator: torch.Generator) -> Tensor:
     """The images x [n, channels, height, width], each changed at random in its own way.
 

@@ -23,7 +23,7 @@ from dtp_deploy.loading.wording import cause, listing
 if TYPE_CHECKING:
     from dtp_deploy.loading.preprocessing import Preprocessing
 
-_OTHERS = (torch.float16, torch.bfloat16, torch.float64)
+_TO_FLOAT32 = (torch.float16, torch.bfloat16, torch.float64)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _FACTORY = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -108,9 +108,9 @@ def _from_factory(factory: str, checkpoint: Checkpoint) -> LoadedModel:
             changes = " and ".join(f"{key}={value}" for key, value in found.options.items())
             notes.append(f"The model was made with {changes}, as its weights are.")
     load_weights(model, checkpoint)
-    others = sorted({str(value.dtype) for value in checkpoint.state_dict.values() if value.dtype in _OTHERS})
+    others = sorted({str(value.dtype) for value in checkpoint.state_dict.values() if value.dtype in _TO_FLOAT32})
     if others:
-        notes.append(_was_other(others))
+        notes.append(_was_converted(others))
     name = parse_hub_spec(factory).name if is_hub_spec(factory) else checkpoint.path.stem
     loaded = LoadedModel(model, name, f"{factory}, weights of {checkpoint.path.name}", tuple(notes), factory)
     return _of_hub(loaded) if is_hub_spec(factory) else loaded
@@ -148,14 +148,16 @@ def _finished(loaded: LoadedModel) -> LoadedModel:
             f"{loaded.origin}, holds NaN or infinite weights: {listing(bad)}. "
             "Give a checkpoint from before the training diverged."
         )
-    others = sorted({str(value.dtype) for value in (*model.parameters(), *model.buffers()) if value.dtype in _OTHERS})
+    others = sorted(
+        {str(value.dtype) for value in (*model.parameters(), *model.buffers()) if value.dtype in _TO_FLOAT32}
+    )
     if not others:
         return loaded
     model.float()
-    return replace(loaded, notes=(*loaded.notes, _was_other(others)))
+    return replace(loaded, notes=(*loaded.notes, _was_converted(others)))
 
 
-def _was_other(types: list[str]) -> str:
+def _was_converted(types: list[str]) -> str:
     names = " and ".join(name.removeprefix("torch.") for name in types)
     return f"Its weights were {names}; they were made float32 to be pruned and trained."
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from dtp_deploy.errors import InputError, TrainingError, UsageError
+from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import evaluating
@@ -57,11 +57,8 @@ def initial_scores(
     Raises:
         UsageError: `start` is not known, or "taylor" has no losses.
         TrainingError: "taylor" met a loss or a gradient that is not finite.
-        InputError: the weights that the scores start from hold NaN or infinity.
     """
     importance = importance_of(start, losses)(model, groups)
-    for group, values in zip(groups, importance, strict=True):
-        check_finite(values, f"at or next to layer '{group.name}'")
     if start == "uniform":
         scores = [torch.zeros_like(values) for values in importance]
     else:
@@ -70,22 +67,6 @@ def initial_scores(
     ranks = torch.argsort(torch.argsort(places, stable=True)) / len(places)
     penalties = torch.split(1e-4 * ranks.to(torch.float64), [len(score) for score in scores])
     return tuple(score - penalty.to(score) for score, penalty in zip(scores, penalties, strict=True))
-
-
-def check_finite(values: Tensor, where: str) -> None:
-    """Raise unless all values, made of weights, are finite.
-
-    Args:
-        values: of any shape.
-        where: the weights are.
-
-    Raises:
-        InputError: they hold NaN or infinity.
-    """
-    if not bool(torch.isfinite(values).all()):
-        raise InputError(
-            f"The model's weights hold NaN or infinity, {where}. Give a model whose training did not diverge."
-        )
 
 
 def log_shares(importance: Tensor, least: float) -> Tensor:

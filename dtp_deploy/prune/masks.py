@@ -28,7 +28,7 @@ from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_co
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import ChannelGroup, Groups
 from dtp_deploy.graph.groups import index_tensor
-from dtp_deploy.modules import device_of
+from dtp_deploy.modules import device_of, require_finite
 from dtp_deploy.prune.choice import choose_channels, kept_counts
 from dtp_deploy.prune.depth import Depth
 from dtp_deploy.prune.importance import Losses, initial_scores
@@ -140,7 +140,7 @@ class ChannelMasks(StepwiseMasks):
     Raises:
         UsageError: no steps, a latency budget without a cost, or the scores "taylor" without losses.
         BudgetError: not even one unit a group meets the limit.
-        InputError: the weights that the scores start from hold NaN or infinity.
+        InputError: weights hold NaN or infinity.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class ChannelMasks(StepwiseMasks):
                 "is solved exactly. Leave one of the two out."
             )
         _check_unmasked(model)
+        require_finite(model)
         self.model, self.groups, self.budget = model, groups, budget
         self.depth = depth
         settings = (settings if settings is not None else MaskSettings()).for_granularity("channels")

@@ -21,9 +21,8 @@ from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import ChannelGroup, Groups, ResidualBlock, tensor_by_name
 from dtp_deploy.graph.frozen import is_by_hand
 from dtp_deploy.graph.groups import TensorSlice, index_tensor
-from dtp_deploy.modules import Inputs, flatten_outputs
+from dtp_deploy.modules import Inputs, flatten_outputs, require_finite
 from dtp_deploy.progress import SILENT, Progress
-from dtp_deploy.prune.importance import check_finite
 from dtp_deploy.prune.plan import BlockChoice, fingerprint_of, make_plan
 from dtp_deploy.prune.surgery import blocks_silenced, remove_channels
 
@@ -88,9 +87,7 @@ def prove(model: nn.Module, groups: Groups, *, seed: int = 0, progress: Progress
         GraphError: no group is left that may be pruned.
         InputError: weights hold NaN or infinity, which nothing can be compared with.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.layout == torch.strided:
-            check_finite(parameter.detach(), f"in '{name}'")
+    require_finite(model)
     trial = _Trial(model, groups.inputs, seed)
     with progress.task("proof", total=len(groups)) as advance:
         for _ in groups.frozen:

@@ -18,7 +18,7 @@ _RATES: dict[Granularity, float] = {"channels": 0.03, "weights": 0.005, "2:4": 0
 
 
 _LARGEST_END = 0.005
-"""Softness at p = 1 as a share of that of equal masks: few masks could all be undecided in a mean over many."""
+"""Of the softness of equal masks, at p = 1: in a mean over many masks, the few that are kept could all be undecided."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from dtp_deploy.budget import Budget, flag_of
 from dtp_deploy.cost import count_parameters
 from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.graph import tensor_by_name
-from dtp_deploy.modules import device_of
-from dtp_deploy.prune.importance import ScoreStart, check_finite, log_shares
+from dtp_deploy.modules import device_of, require_finite
+from dtp_deploy.prune.importance import ScoreStart, log_shares
 from dtp_deploy.prune.layers import WeightLayers
 from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import MaskedWeight, Parametrised
@@ -98,11 +98,10 @@ class WeightMasks(StepwiseMasks):
                     f"{type(model).__name__} has masks already, on '{layer.name}'. Call harden() or detach() of them "
                     "before you make others."
                 )
+        require_finite(model)
         self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
         device = device_of(model)
         weights = [layer.weight_of(model) for layer in layers.maskable]
-        for layer, weight in zip(layers.maskable, weights, strict=True):
-            check_finite(weight.detach(), f"in layer '{layer.name}'")
         self._sharing = self._make_sharing(limit, device)
         self.steps = steps_of(steps, self._sharing.ratio)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dtp_deploy.errors import InputError, TrainingError
-from dtp_deploy.loading.batches import all_finite, check_batch
+from dtp_deploy.loading.batches import all_finite
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.memory import freed_memory_kept
 from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
@@ -127,7 +127,11 @@ class Trainer:
                 loss = self._backward(forward, inputs, targets, start_over)
                 self.loss = float(mean_over_ranks(torch.tensor(loss, dtype=torch.float64)))
                 if not math.isfinite(self.loss):
-                    check_batch(any_rank(not all_finite(inputs)), self.step)
+                    if any_rank(not all_finite(inputs)):
+                        raise InputError(
+                            f"The training batch of step {self.step} holds NaN or infinite inputs. Replace or drop "
+                            "those samples, or correct the preprocessing (a division by zero, say)."
+                        )
                     raise TrainingError(
                         f"The loss is {self.loss} at step {self.step} of {self.total_steps}: training broke down. "
                         f"Lower --lr (now {settings.learning_rate:g})."

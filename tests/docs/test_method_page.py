@@ -7,7 +7,7 @@ import pytest
 
 from dtp_deploy.cost import latency
 from dtp_deploy.limits import StrictestCost
-from dtp_deploy.prune import MaskSettings, masks
+from dtp_deploy.prune import MaskSettings, masks, schedule
 from dtp_deploy.train import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,13 @@ def test_the_page_states_what_the_code_does(statement: str) -> None:
 def test_the_share_of_undecided_masks_follows_from_the_softness() -> None:
     share = MASKS.softness_end / (4 * 0.02 * 0.98)
     assert f"at most {100 * share + 0.05:.1f} % of all masks can lie in (0.02, 0.98)" in PAGE
+
+
+def test_the_end_of_softness_where_few_are_kept_is_the_codes() -> None:
+    few = (1 - (1 - MASKS.softness_end / schedule._LARGEST_END) ** 0.5) / 2  # 4 m (1 - m) times it is the usual end
+    assert f"fewer than {100 * few:.1f} % are kept, h1 is {100 * schedule._LARGEST_END:g} % of" in " ".join(
+        PAGE.split()
+    )
 
 
 def test_every_file_that_the_page_names_exists() -> None:

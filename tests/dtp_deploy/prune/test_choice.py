@@ -11,10 +11,7 @@ from dtp_deploy.cost import ChannelCount
 from dtp_deploy.errors import BudgetError
 from dtp_deploy.graph import ChannelGroup
 from dtp_deploy.prune.choice import choose_channels, kept_counts
-from dtp_deploy.prune.widths import (
-    WidthLevels,
-    allowed_widths,
-)
+from dtp_deploy.prune.widths import WidthLevels, allowed_widths
 
 from .chains import chain_cost, choices, vector
 
@@ -113,3 +110,8 @@ def test_the_choice_does_not_depend_on_the_order_of_the_groups():
             levels = [allowed_widths(group, 1) for group in shuffled]
             choices.append(choose_channels(shuffled, [scores[n] for n in order], cost, limit, levels))
         assert all(choice == choices[0] for choice in choices)
+
+
+def test_what_is_kept_is_counted_by_group():
+    groups = [ChannelGroup("a", 4, 1, ()), ChannelGroup("b", 3, 2, ())]
+    assert kept_counts({"b": [0], "a": [1, 2]}, groups).tolist() == [2, 1]

@@ -301,5 +301,5 @@ def test_weights_that_are_not_finite_prove_nothing_and_are_named(value: float) -
     groups = find_groups(model, IMAGE)
     with torch.no_grad():
         model.second.weight[0, 0] = value
-    with pytest.raises(InputError, match=r"weights hold NaN or infinity, in 'second\.weight'"):
+    with pytest.raises(InputError, match=r"weights of Tail hold NaN or infinity, in 'second\.weight'"):
         prove(model, groups)
