@@ -68,10 +68,10 @@ def zeros_before(plan: PruningPlan | None, layers: WeightLayers) -> int:
     for one in plan.layers:
         left = left_because.get(one.name, "it is no layer of this model")
         if one.left_because is None and left is not None:
+            same = plan.granularity == layers.granularity
+            advice = "Leave --keep and --only out." if same else f"Give --granularity {plan.granularity}."
             raise UsageError(
-                f"An earlier run by --granularity {plan.granularity} left zeros in '{one.name}', which this one, by "
-                f"--granularity {layers.granularity}, would not keep: {left}. Leave --keep and --only out, or give "
-                f"--granularity {plan.granularity}."
+                f"An earlier run left zeros in '{one.name}', which this one would not keep: {left}. {advice}"
             )
     return plan.zeros
 

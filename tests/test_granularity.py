@@ -234,8 +234,9 @@ def test_zeros_of_an_earlier_run_stay_while_masks_are_learned(
 
 def test_zeros_that_would_be_lost_count_of_are_refused(finished: Finished, data: Dataset, tmp_path: Path) -> None:
     before = dtp_deploy.load_pruned(make_model(), finished.out)
-    only = dataclasses.replace(settings("weights"), only=("7",))
-    with pytest.raises(
-        UsageError, match=r"left zeros in '.', which this one, .* not named by --only '7'\. Leave --keep"
-    ):
-        run("weights", before, data, tmp_path / "out", settings=only, pruned_by=read_plan(finished.out))
+    only = dataclasses.replace(settings(finished.granularity), only=("7",))
+    with pytest.raises(UsageError, match=r"zeros in '.', .* not named by --only '7'\. Leave --keep and --only out"):
+        run(finished.granularity, before, data, tmp_path / "out", settings=only, pruned_by=read_plan(finished.out))
+    if finished.granularity == "weights":
+        with pytest.raises(UsageError, match=r"zeros in '0', .* would not keep: .*\. Give --granularity weights\."):
+            run("2:4", before, data, tmp_path / "out", pruned_by=read_plan(finished.out))
