@@ -4,11 +4,10 @@
 
 All methods start from the same base model, see the same data, make the same number of steps along the same learning
 rate schedule with the same distillation, and keep the same budget of MACs; seeds are paired. Data is an `.npz` in the
-format of `dtp-deploy compress`. `--tune` judges on a part of the training data in place of the test data, and tries the
-strengths of the regularising methods; the tables are made without it. `--strengths` tries them on the test data, where
-the best of them then counts: an advantage that `dtp` does not get. `--bases` starts from several base models: how far
-one method is ahead of another differs more from base to base than from seed to seed. Rows that the JSON file holds
-already, of the same settings, are not run again, so a benchmark that was cut off goes on.
+format of `dtp-deploy compress`. `--tune` first chooses the strengths of the regularising methods for every cell, on a
+part of the training data that a base model of its own has not seen; `dtp` keeps its defaults. `--bases` starts from
+several base models: how far one method is ahead of another differs more from base to base than from seed to seed. Rows
+that the JSON file holds already, of the same settings, are not run again, so a benchmark that was cut off goes on.
 
 `--quick`: resnet20 and mobilenetv2, 25 and 10 % of the MACs, five methods, three seeds, stem stride 2.
 """
@@ -39,12 +38,14 @@ from dtp_deploy.cost import macs_per_sample
 from dtp_deploy.loading import Dataset, load_data
 from dtp_deploy.train import Settings
 
-_SETTINGS = ("base_epochs", "batch_size", "learning_rate", "augment", "stem_stride", "tune")
+_SETTINGS = ("base_epochs", "batch_size", "learning_rate", "augment", "stem_stride")
 """Options that are the same for all rows of a call."""
-KEY = ("data", "model", "base", "budget", "method", "seed", "epochs", "strength", *_SETTINGS)
+KEY = ("data", "model", "base", "budget", "method", "seed", "epochs", "strength", *_SETTINGS, "tune")
 """What tells one run from another."""
 Pair = tuple[int, int]
 """What is compared: the number of the base model, and the seed of the pruning."""
+Cell = tuple[str, str, float]
+"""What a table has a line for: data, model, and budget in percent of the MACs."""
 _HELD_OUT = 6
 """One in so many training images is held out for tuning."""
 _QUICK = {
@@ -68,12 +69,12 @@ _T_95 = {
 """Student's t for a 95 % interval by degrees of freedom; between two of them the smaller number of degrees counts."""
 
 
-def dataset(arguments: argparse.Namespace, path: str) -> Dataset:
+def dataset(path: str, tune: bool) -> Dataset:
     """The data; for tuning, a part of its training images takes the place of the test images."""
     data = load_data(path)
     if not isinstance(data, Dataset):
         raise SystemExit(f"--data {path}: give an .npz file, or digits")
-    if not arguments.tune:
+    if not tune:
         return data
     held = torch.arange(len(data.y_train)).numpy() % _HELD_OUT == 0
     x, y = data.x_train, data.y_train
@@ -90,7 +91,7 @@ def base_of(arguments: argparse.Namespace, data: Dataset, model: str, number: in
 def run(arguments: argparse.Namespace, row: Row) -> Row:
     """One run, in a process of its own with one thread."""
     torch.set_num_threads(1)
-    data = dataset(arguments, row["data"])
+    data = dataset(row["data"], row["tune"])
     base = base_of(arguments, data, row["model"], row["base"])
     groups = prove(base, find_groups(base, torch.zeros(1, *data.sample_shape)))
     settings = Settings(
@@ -111,32 +112,48 @@ def run(arguments: argparse.Namespace, row: Row) -> Row:
     }
 
 
-def wanted(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Rows to run, without their results: all methods of a cell one after the other."""
+def wanted(arguments: argparse.Namespace, strengths: Mapping[tuple[Cell, str], float]) -> Iterator[Row]:
+    """Rows of the tables to run, without their results: all methods of a cell one after the other.
+
+    Args:
+        arguments: the options.
+        strengths: by cell and method, where it is not the published one.
+    """
     bases, seeds = range(arguments.bases), range(arguments.seeds)
     for data, model, base, budget, seed, method in product(
         arguments.data, arguments.models, bases, arguments.budgets, seeds, arguments.methods
     ):
-        for strength in strengths_of(method, arguments):
-            yield {
-                "data": data,
-                "model": model,
-                "base": base,
-                "budget": budget,
-                "method": method,
-                "seed": seed,
-                "epochs": arguments.epochs,
-                "strength": strength,
-                **{name: getattr(arguments, name) for name in _SETTINGS},
-            }
+        strength = strengths.get(((Path(data).stem, model, budget), method))
+        yield _row(arguments, data, model, base, budget, seed, method) | {"strength": strength, "tune": False}
 
 
-def strengths_of(method: str, arguments: argparse.Namespace) -> tuple[float | None, ...]:
-    """What to try: all when tuning; and otherwise the method's own, which is the first, and the others if asked."""
-    every: tuple[float | None, ...] = STRENGTHS.get(method, (None,))
-    if arguments.tune:
-        return every
-    return (None, *every[1:]) if arguments.strengths else (None,)
+def _row(arguments: argparse.Namespace, data: str, model: str, base: int, budget: float, seed: int, method: str) -> Row:
+    what = {"data": data, "model": model, "base": base, "budget": budget, "method": method, "seed": seed}
+    return what | {"epochs": arguments.epochs} | {name: getattr(arguments, name) for name in _SETTINGS}
+
+
+def to_tune(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Rows that choose strengths: every strength of a method once for every cell, judged on held-out images."""
+    for data, model, budget, method in product(arguments.data, arguments.models, arguments.budgets, arguments.methods):
+        for strength in STRENGTHS.get(method, ()):
+            yield _row(arguments, data, model, 0, budget, 0, method) | {"strength": strength, "tune": True}
+
+
+def tuned(rows: Sequence[Row]) -> dict[tuple[Cell, str], float]:
+    """By cell and method, the strength that did best on held-out images where it is not the published one; printed."""
+    tried: dict[tuple[Cell, str], dict[float, float]] = defaultdict(dict)
+    for row in rows:
+        tried[cell_of(row), row["method"]][row["strength"]] = 100 * row["accuracy"]
+    for ((data, model, budget), method), points in tried.items():
+        each = ", ".join(f"{strength:g}: {value:.2f}" for strength, value in points.items())
+        print(f"strengths of {method}, {data} {model} {budget:g} %, held-out training images: {each}")
+    best = {what: max(points, key=points.__getitem__) for what, points in tried.items()}
+    return {(cell, method): value for (cell, method), value in best.items() if value != STRENGTHS[method][0]}
+
+
+def cell_of(row: Row) -> Cell:
+    """The cell of the tables that a row belongs to."""
+    return Path(row["data"]).stem, row["model"], row["budget"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -153,13 +170,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
-def cells(rows: Sequence[Row]) -> dict[tuple[str, str, float], dict[str, dict[Pair, float]]]:
-    """Points by cell (data, model, budget), then by method, then by pair; a method's strengths are methods here."""
-    table: dict[tuple[str, str, float], dict[str, dict[Pair, float]]] = defaultdict(lambda: defaultdict(dict))
+def cells(rows: Sequence[Row]) -> dict[Cell, dict[str, dict[Pair, float]]]:
+    """Points by cell, then by method, then by pair."""
+    table: dict[Cell, dict[str, dict[Pair, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        name = row["method"] if row["strength"] is None else f"{row['method']} {row['strength']:g}"
-        cell = (Path(row["data"]).stem, row["model"], row["budget"])
-        table[cell][name][row.get("base", 0), row["seed"]] = 100 * row["accuracy"]
+        table[cell_of(row)][row["method"]][row.get("base", 0), row["seed"]] = 100 * row["accuracy"]
     return table
 
 
@@ -266,8 +281,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("build/accuracy"), help="folder of the base models")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE.png")
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--strengths", action="store_true")
+    parser.add_argument("--tune", action="store_true", help="choose strengths on held-out training images first")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.picture is not None and find_spec("matplotlib") is None:
@@ -283,10 +297,18 @@ def main() -> None:
     torch.set_num_threads(1)
     bases = {}
     for path, model in product(arguments.data, arguments.models):
-        data = dataset(arguments, path)
+        data = dataset(path, tune=False)
         trained = [base_of(arguments, data, model, number) for number in range(arguments.bases)]
         bases[Path(path).stem, model] = mean(100 * accuracy(base, data) for base in trained)
-    rows = run_missing([*wanted(arguments)], partial(run, arguments), KEY, arguments.workers, arguments.json)
+    run_all = partial(
+        run_missing, run=partial(run, arguments), names=KEY, workers=arguments.workers, path=arguments.json
+    )
+    strengths = {}
+    if arguments.tune:
+        for path, model in product(arguments.data, arguments.models):
+            base_of(arguments, dataset(path, tune=True), model, 0)  # into the cache, once
+        strengths = tuned(run_all([*to_tune(arguments)]))
+    rows = run_all([*wanted(arguments, strengths)])
     print_tables(rows, bases)
     if arguments.picture is not None:
         draw(rows, arguments.picture)

@@ -29,12 +29,13 @@ def run_missing(
     done: list[Row] = json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
     known = [[row.get(name, 0) for name in names] for row in done]
     rows = [row for row in wanted if [row[name] for name in names] not in known]
+    telling = [name for name in names if len({row[name] for row in rows}) > 1] or ["method"]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run, row) for row in rows]
         for number, future in enumerate(as_completed(futures), 1):
             row = future.result()
             done.append(row)
-            what = " ".join(f"{name} {row[name]}" for name in names if name != "data" and row[name] is not None)
+            what = " ".join(f"{name} {row[name]}" for name in telling if row[name] is not None)
             print(
                 f"[{number}/{len(futures)}] {what}: {100 * row['accuracy']:.2f} "
                 f"({100 * row['accuracy_at_hardening']:.1f} at hardening, {row['seconds']:.0f} s)",
