@@ -266,15 +266,15 @@ def _dense(factory: Callable[[], nn.Module] | nn.Module | str) -> nn.Module:
 def _check_replaceable(out: Path, place: Path, force: bool) -> None:
     if not place.is_dir():
         raise UsageError(f"--out {out} is a file. Give a folder that does not exist yet.")
-    if not force:
-        raise UsageError(f"--out {out} exists already. Give another folder, or --force to replace it.")
     if os.path.ismount(place):
         raise UsageError(f"--out {out} is a mount point and cannot be replaced. Give a folder inside of it.")
     if any(place.iterdir()) and not (place / REPORT_JSON).is_file():
         raise UsageError(
-            f"--out {out} holds no {REPORT_JSON}, so --force does not replace it: it may be something of yours. "
-            "Give another folder, or delete it yourself."
+            f"--out {out} exists and holds no {REPORT_JSON}, so not even --force replaces it: it may be something of "
+            "yours. Give another folder, or delete it yourself."
         )
+    if not force:
+        raise UsageError(f"--out {out} exists already. Give another folder, or --force to replace it.")
 
 
 def _missing_parents(place: Path) -> list[Path]:

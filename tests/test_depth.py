@@ -105,7 +105,7 @@ class Stops:
     """A listener that stops the run in fine-tuning."""
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         def advance() -> None:
             if name == "fine-tuning":
                 raise StoppedError("stopped", 15)

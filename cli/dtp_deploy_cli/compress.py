@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dtp_deploy.config import ConfigFile, configure, flag_of, read_config
-from dtp_deploy.errors import UsageError
+from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy_cli.options import ConfigPath, ResumePath, with_config_options
 from dtp_deploy_cli.progress import is_first_process, show_progress
 
@@ -65,6 +65,9 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
         return
     if plan is not None:
         _show_dry_run(plan, chosen.as_json)
+        for verdict in plan.verdicts:
+            if verdict.can_be_met is False:
+                raise BudgetError(str(verdict))
     else:
         _show(report, order.out, chosen.as_json)
 
@@ -165,6 +168,7 @@ def _show_blocks(plan: DryRun) -> None:
 
 
 def _show_groups(plan: DryRun) -> None:
+    from dtp_deploy.report import quantity
     from dtp_deploy_cli.console import print_table
 
     print_table(
@@ -172,9 +176,9 @@ def _show_groups(plan: DryRun) -> None:
         [
             (
                 one.kind,
-                f"{one.dense:.4g} {one.unit}",
-                f"{one.smallest:.4g}",
-                f"{one.smallest / one.dense:.1%}",
+                quantity(one.dense, one.unit),
+                quantity(one.smallest, one.unit),
+                f"{100 * one.smallest / one.dense:.2g}%",
                 one.basis,
             )
             for one in plan.reach

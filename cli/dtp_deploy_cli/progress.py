@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -63,16 +63,17 @@ class _Bars:
 
 
 class _Lines:
-    def task(
-        self, name: str, total: int | None = None, *, passing: bool = False
-    ) -> AbstractContextManager[Callable[[], None]]:
-        return self._timed(name)
+    def __init__(self) -> None:
+        self._entered: list[str] = []
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         start_ns = time.perf_counter_ns()
+        self._entered.append(name)
         yield lambda: None
-        self.note(f"{name}: {(time.perf_counter_ns() - start_ns) / 1e9:.1f} s")
+        self._entered.pop()
+        if name not in self._entered:  # the steps of a stage are a task of the same name within it
+            self.note(f"{name}: {(time.perf_counter_ns() - start_ns) / 1e9:.1f} s")
 
     def note(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from dtp_deploy.report.privacy import hide_home as hide_home
 from dtp_deploy.report.schema import Report as Report
 from dtp_deploy.report.schema import read_report as read_report
 from dtp_deploy.report.table import SummaryRow as SummaryRow
+from dtp_deploy.report.table import quantity as quantity
 from dtp_deploy.report.table import summary_rows as summary_rows
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SummaryRow",
     "headlines",
     "hide_home",
+    "quantity",
     "read_report",
     "render_markdown",
     "render_mask_phase",

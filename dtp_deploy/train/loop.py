@@ -114,7 +114,7 @@ class Trainer:
             forget()
 
         model.train()
-        with progress.task(name, total=until - self.step) as advance, ExitStack() as stack:
+        with progress.task(name, until - self.step, passing=True) as advance, ExitStack() as stack:
             stack.enter_context(freed_memory_kept())
             forward: nn.Module | None = None
             while self.step < until:

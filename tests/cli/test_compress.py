@@ -326,8 +326,10 @@ def test_a_dry_run_without_trust_says_what_it_can(run_cli, pickled: list[str], a
 def test_a_budget_that_cannot_be_met_is_said_by_a_dry_run(run_cli, job: list[str]) -> None:
     outcome = run_cli(*job, "--dry-run", "--channel-count", "50%", "--params", "10")
 
-    assert outcome.code == 0
+    assert outcome.code == 3
+    assert outcome.err.startswith("Error: --params 10: cannot be met. The limit is 10 parameters; ")
     assert "\n--params 10: cannot be met. The limit is 10 parameters; the least possible is " in outcome.out
+    assert "Nothing was trained" in outcome.out
     assert (
         "\n--channel-count 50%: can be met. The limit is 2 channels; the least possible is 1 channels." in outcome.out
     )

@@ -32,6 +32,16 @@ def test_verbose_is_a_line_a_stage_on_standard_error(capsys: pytest.CaptureFixtu
     assert err.endswith(" s\n")
 
 
+def test_a_stage_and_its_steps_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(verbose=True) as progress, progress.task("masks"):
+        with progress.task("masks", total=2) as advance:
+            advance()
+        with progress.task("accuracy"):
+            pass
+
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["accuracy", "masks"]
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     screen = io.StringIO()

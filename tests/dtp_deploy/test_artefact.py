@@ -153,13 +153,14 @@ def test_force_replaces_an_empty_folder_but_nothing_of_the_users(tmp_path: Path)
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "me.jpg").touch()
-    with pytest.raises(UsageError) as caught:
-        deliver(photos, force=True)
-    assert str(caught.value) == (
-        f"--out {photos} holds no report.json, so --force does not replace it: it may be something of yours. "
-        "Give another folder, or delete it yourself."
-    )
-    assert names(photos) == ["me.jpg"]
+    for force in (True, False):  # without it neither, lest it be advised in vain
+        with pytest.raises(UsageError) as caught:
+            deliver(photos, force=force)
+        assert str(caught.value) == (
+            f"--out {photos} exists and holds no report.json, so not even --force replaces it: it may be something of "
+            "yours. Give another folder, or delete it yourself."
+        )
+        assert names(photos) == ["me.jpg"]
 
 
 def test_what_came_during_the_run_is_not_overwritten(tmp_path: Path) -> None:
