@@ -169,7 +169,7 @@ class CompressConfig(BaseModel):
     precision: Literal["fp32", "fp16", "int8"] | None = _key(
         "Target",
         None,
-        "What the engine computes in, where a target can choose; jetson: fp16 unless given.",
+        "What the engine computes in, where a target can choose; int8: of a model quantized elsewhere.",
         "",
         "fp16",
     )

@@ -60,7 +60,7 @@ class BudgetError(DtpError):
 
 
 class GateError(DtpError):
-    """A gate found a model that is slower, bigger or worse than allowed."""
+    """Reserved: a gate will raise it for a model that is slower, bigger or worse than allowed."""
 
     exit_code = 4
 

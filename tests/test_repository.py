@@ -23,6 +23,7 @@ from tests.check_licences import Package, licences_of, problem
 ROOT = Path(__file__).parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
+OPTIONS = (ROOT / "docs/options.md").read_text()
 
 
 def run(*command: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -247,7 +248,7 @@ def compress_flags() -> dict[str, str]:
 
 
 def documented_flags(text: str) -> dict[str, str]:
-    """The same from the README: its table, where a flag shares the next one's value, and the list of switches."""
+    """The same from the page of options: its table, where a flag shares the next one's value, and the switches."""
     flags: dict[str, str] = {}
     for cell in re.findall(r"^\| ((?:`--[^`]+`(?:, )?)+) \|", text, re.MULTILINE):
         takes = ""
@@ -260,23 +261,23 @@ def documented_flags(text: str) -> dict[str, str]:
     return flags | dict.fromkeys(re.findall(r"`(--no-[a-z-]+)`", off), "")
 
 
-def test_readme_names_the_options_of_compress_and_no_others() -> None:
-    assert documented_flags(README) == compress_flags()
+def test_the_page_of_options_names_those_of_compress_and_no_others() -> None:
+    assert documented_flags(OPTIONS) == compress_flags()
 
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [("`--lr RATE`, ", ""), ("`--lr RATE`", "`--rate RATE`"), ("`--lr RATE`", "`--lr N`"), ("`--no-json`, ", "")],
 )
-def test_a_wrong_option_in_the_readme_is_seen(wrong: str, right: str) -> None:
-    assert wrong in README
-    assert documented_flags(README.replace(wrong, right)) != compress_flags()
+def test_a_wrong_option_on_the_page_is_seen(wrong: str, right: str) -> None:
+    assert wrong in OPTIONS
+    assert documented_flags(OPTIONS.replace(wrong, right)) != compress_flags()
 
 
-def test_readme_says_every_kind_of_data_and_the_defaults_that_it_names() -> None:
+def test_the_page_of_options_says_every_kind_of_data_and_the_defaults_that_it_names() -> None:
     from dtp_deploy.config import CompressConfig
 
-    rows = dict(re.findall(r"^\| `--(\S+?)[ `][^|]*\| (.+) \|$", README, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `--(\S+?)[ `][^|]*\| (.+) \|$", OPTIONS, re.MULTILINE))
     kinds = re.findall(r"^\| (.+?) \| (?:yes|no|as you like) \|", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
     named = {word for kind in kinds for word in re.findall(r"`([a-z.:-]+)`", kind)} - {"data.npz"}
     assert named == {"digits", "fashion-mnist", "synthetic", "pkg.module:factory"}

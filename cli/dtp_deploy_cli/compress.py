@@ -30,8 +30,9 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
     """Prune a trained model to a budget.
 
     Learns which channels to remove, removes them, fine-tunes, exports to ONNX, measures, and writes DIR with a report.
-    `dtp-deploy compress model.pt` is enough to start: the budget is then half of the latency, measured or predicted, or
-    half of the MACs where the target does neither or its prediction does not get there, and the data are random.
+    The least is a model and --input; weights without a model also need --model. The budget is then half of the latency,
+    measured or predicted, or half of the MACs where the target does neither or its prediction does not get there, and
+    the data are random.
     Options may also stand in ./dtp-deploy.toml (`dtp-deploy init` writes an example). The working directory is
     importable: --model may name a function in a file beside you.
     """

@@ -26,7 +26,7 @@ EXIT_CODES = {
     1: "a bug of ours (with its traceback)",
     2: "wrong use, or an input that cannot be used",
     3: "budget not met",
-    4: "gate failed",
+    4: "gate failed (reserved, not used yet)",
     5: "target not available",
     6: "parity failed",
     EXIT_INTERRUPTED: "interrupted",

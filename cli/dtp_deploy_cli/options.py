@@ -30,7 +30,7 @@ Threads = Annotated[
 ]
 Precision = Annotated[
     Literal["fp32", "fp16", "int8"] | None,
-    typer.Option(help="What the engine computes in, where a target can choose; jetson: fp16 unless given."),
+    typer.Option(help="What the engine computes in, where a target can choose; int8: of a model quantized elsewhere."),
 ]
 LockClocks = Annotated[
     bool, typer.Option("--lock-clocks", help="Lock a Jetson's clocks while measuring; they are always put back.")
