@@ -18,8 +18,9 @@ from dtp_deploy.prune import ChannelMasks, WeightMasks
 from dtp_deploy.ranks import by_first
 from dtp_deploy.task import Task
 
-_BATCH, _BATCHES = 128, 4
-"""Validation samples for the two accuracies: enough to see a gap, few enough to cost little beside an epoch."""
+_SAMPLES, _BATCH = 512, 128
+"""Validation samples for the two accuracies, enough to see a gap and few enough to cost little beside an epoch; and at
+most so many at a time."""
 
 
 class MaskDiary:
@@ -32,6 +33,7 @@ class MaskDiary:
         data: to validate with.
         task: has the metric.
         steps_an_epoch: of the training.
+        batch_size: of the training; more samples at a time may not fit into the memory.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class MaskDiary:
         data: DataSource,
         task: Task,
         steps_an_epoch: int,
+        batch_size: int,
     ) -> None:
         self.findings, self.model, self.masks = findings, model, masks
         self.data, self.task, self.steps_an_epoch = data, task, steps_an_epoch
+        self.batch_size = min(_BATCH, batch_size)
         if not findings.mask_phase:
             self._write(0)
 
@@ -77,4 +81,5 @@ class MaskDiary:
 
     def _accuracy(self) -> float | None:
         with torch.random.fork_rng(devices=[]):  # a loader of the user's own may draw from it
-            return by_first(lambda: evaluate_model(self.model, self.data, self.task, _BATCH, _BATCHES))
+            batches = -(-_SAMPLES // self.batch_size)
+            return by_first(lambda: evaluate_model(self.model, self.data, self.task, self.batch_size, batches))

@@ -264,7 +264,7 @@ def _load(order: Order) -> tuple[LoadedModel, PruningPlan | None]:
         dense = apply_hook(config.prepare, dense, "--prepare")
     plan = read_plan(path)
     check_pruned_by(config.granularity, plan)
-    model = load_pruned(dense, path).requires_grad_(True)
+    model = load_pruned(dense, path)
     before = ", ".join(f"{fingerprint[:12]}" for fingerprint in (plan.fingerprint, *plan.chain))
     note = (
         f"The model was pruned before: it was made by {config.model} with the plan in {path.name} (chain of models: "

@@ -1,6 +1,6 @@
 """What every part of the library needs of a PyTorch module: evaluation mode for a while, and its outputs in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -31,6 +31,20 @@ def shapes_of(inputs: Inputs) -> str:
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's tensors are; the CPU for a model without any."""
     return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def trainable_names(model: nn.Module) -> frozenset[str]:
+    """Parameters that training may change: those that require a gradient; where none does, all of floating point."""
+    parameters = dict(model.named_parameters())
+    chosen = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    return frozenset(chosen or {name for name, parameter in parameters.items() if parameter.is_floating_point()})
+
+
+def train_only(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """Let these parameters require a gradient and no others; the model."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return model
 
 
 @contextmanager
@@ -90,19 +104,31 @@ def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         return torch.export.export(model, tuple(torch.zeros_like(tensor) for tensor in inputs), strict=False)
 
 
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:  # noqa: ANN401
+    """A value with every tensor in its tuples (named ones too), lists and mappings changed; anything else as it is.
+
+    >>> map_tensors(torch.neg, {"boxes": [torch.ones(2)], "scale": 2})
+    {'boxes': [tensor([-1., -1.])], 'scale': 2}
+    """
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(change, item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [map_tensors(change, item) for item in value]
+        if isinstance(value, list):
+            return items
+        return cast(Any, type(value))(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
 def rows_of(value: Any, rows: slice) -> Any:  # noqa: ANN401 - inputs, or the targets of a user's own loader
-    """Some samples of a batch: the rows of every tensor in tuples, lists and dicts; anything else as it is.
+    """Some samples of a batch: the rows of every tensor in it.
 
     >>> rows_of({"boxes": torch.arange(4), "scale": 2}, slice(1, 3))
     {'boxes': tensor([1, 2]), 'scale': 2}
     """
-    if isinstance(value, torch.Tensor):
-        return value[rows] if value.ndim else value
-    if isinstance(value, tuple | list):
-        return type(value)([rows_of(item, rows) for item in value])
-    if isinstance(value, dict):
-        return {key: rows_of(item, rows) for key, item in value.items()}
-    return value
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim else tensor, value)
 
 
 def flatten_outputs(outputs: object) -> list[torch.Tensor]:
@@ -138,18 +164,4 @@ def like_outputs(nesting: object, tensors: Sequence[torch.Tensor]) -> Any:  # no
     {'a': [tensor([1.]), None]}
     """
     remaining = iter(tensors)
-
-    def build(value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            return next(remaining)
-        if isinstance(value, Mapping):
-            return {key: build(item) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return cast(Any, type(value))(*[build(item) for item in value])
-        if isinstance(value, tuple):
-            return tuple([build(item) for item in value])
-        if isinstance(value, list):
-            return [build(item) for item in value]
-        return value
-
-    return build(nesting)
+    return map_tensors(lambda _: next(remaining), nesting)

@@ -55,7 +55,7 @@ from dtp_deploy.latency.timing import can_measure, time_models
 from dtp_deploy.latency.verdict import PROCESSES, share_of_limit
 from dtp_deploy.limits import Limits, Workbench, make_limits
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.modules import Inputs
+from dtp_deploy.modules import Inputs, train_only, trainable_names
 from dtp_deploy.parity import compare
 from dtp_deploy.profile.measure import LatencyReport, MeasureSettings
 from dtp_deploy.progress import SILENT, Progress
@@ -164,7 +164,9 @@ def compress(
         found.require_available()
     task = task if task is not None else CLASSIFICATION if data.labelled else UNLABELLED
     check_scores(settings, task, data)
-    examples = inputs if inputs is not None else _examples(data, input_shape)
+    given = inputs if inputs is not None else _examples(data, input_shape)
+    examples = tuple(tensor.cpu() for tensor in given)
+    place = torch.device(device) if device is not None else default_device()
     with joined(), ExitStack() as stack:
         folder = by_first(lambda: stack.enter_context(open_artefact(Path(out), force, resume)))
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
@@ -172,10 +174,9 @@ def compress(
         keeper = Keeper(
             CheckpointFolder(folder / CHECKPOINTS), Path(out), 60 * checkpoint_minutes, made_of, dict(origin or {})
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             log = RunLog(Path(log_dir)) if log_dir is not None and rank() == 0 else None
-            place = torch.device(device) if device is not None else default_device()
             run = _Run(
                 data=data,
                 task=task,
@@ -240,7 +241,8 @@ class _Run:
         settings = self.settings
         if saved is not None:
             self.findings.load_state(saved["findings"], saved["trainer"]["step"])
-        dense = copy.deepcopy(model).eval().requires_grad_(False)
+        dense = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.learning = trainable_names(model)
         check_model(dense, self.inputs, self.data, self.task)
         with self.findings.stage("groups"):
             found = self._find(dense)
@@ -258,14 +260,14 @@ class _Run:
             small = self._prune(dense, trainer, saved)
         else:
             self.plan = PruningPlan.from_json(saved["plan"])
-            small = remove_channels(dense, self.plan).requires_grad_(True)
+            small = train_only(remove_channels(dense, self.plan), self.learning)
             small.load_state_dict(saved["model"])
         small.to(self.device)
         hold_zeros(small, self.plan)
         with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
-        small.cpu()
         self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
+        small.cpu()
         by_first(lambda: self._deliver(small, folder))
 
     def _find(self, dense: nn.Module) -> Groups | WeightLayers:
@@ -329,7 +331,7 @@ class _Run:
 
     def _prune(self, dense: nn.Module, trainer: Trainer, saved: dict[str, Any] | None) -> nn.Module:
         """Learn masks, choose, remove: the network that is left."""
-        student = copy.deepcopy(dense).requires_grad_(True).to(self.device)
+        student = train_only(copy.deepcopy(dense), self.learning).to(self.device)
         if self.pruned_by is not None:
             hold_zeros(student, self.pruned_by)
         masks = self.pruning.masks(student, trainer.mask_steps, self.settings.masks)
@@ -337,7 +339,8 @@ class _Run:
             student.load_state_dict(saved["model"])
             masks.load_state(saved["masks"])
         with self.findings.stage("masks"):
-            diary = MaskDiary(self.findings, student, masks, self.data, self.task, len(trainer.stream))
+            steps = len(trainer.stream)
+            diary = MaskDiary(self.findings, student, masks, self.data, self.task, steps, self.settings.batch_size)
             self._train(trainer, student, masks.steps, "masks", masks, diary)
         with self.findings.stage("choice"):
             self.plan, self.findings.deviations = self.pruning.harden(masks)

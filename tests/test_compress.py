@@ -383,3 +383,20 @@ def test_a_target_that_is_missing_and_predicts_nothing_is_refused_before_trainin
     with pytest.raises(TargetError, match=r"^Target 'ssh' needs the name of a board: give --host user@board\.$"):
         compress(dense, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", target="ssh")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_that_are_frozen_stay_as_they_are(dense: nn.Module, data: Dataset, tmp_path: Path) -> None:
+    model = copy.deepcopy(dense)
+    model.register_parameter("version", nn.Parameter(torch.tensor([3]), requires_grad=False))
+    model.head.bias.requires_grad_(False)
+    compress(model, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", settings=Settings(epochs=1))
+
+    def factory() -> nn.Module:
+        made = make_model()
+        made.register_parameter("version", nn.Parameter(torch.tensor([0]), requires_grad=False))
+        return made
+
+    small = dtp_deploy.load_pruned(factory, tmp_path / "out")
+    assert torch.equal(small.head.bias, model.head.bias)
+    assert int(small.version) == 3
+    assert not torch.equal(small.head.weight[:, :4], model.head.weight[:, :4])

@@ -4,7 +4,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtp_deploy.modules import Inputs, as_inputs, evaluating, fused_apart
+from dtp_deploy.modules import Inputs, as_inputs, device_of, evaluating, fused_apart
 
 
 def _matrix_by_vector(matrix: Size, vector: Size, *_: object, **__: object) -> int:
@@ -43,7 +43,7 @@ def count_macs(model: nn.Module, inputs: Tensor | Inputs) -> int:
         fused_apart(),
         FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
     ):
-        model(*as_inputs(inputs))
+        model(*(tensor.to(device_of(model)) for tensor in as_inputs(inputs)))
     return int(counter.get_total_flops()) // 2
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dtp_deploy.cost.count import count_macs
 from dtp_deploy.graph import ChannelGroup, Groups
-from dtp_deploy.modules import Inputs, evaluating, fused_apart
+from dtp_deploy.modules import Inputs, device_of, evaluating, fused_apart
 
 
 class WidthFunction(Protocol):
@@ -91,28 +91,24 @@ def _uses_of_weights(model: nn.Module, inputs: Inputs) -> dict[str, float]:
     uses: dict[str, float] = defaultdict(float)
     known = {id(parameter): name for name, parameter in model.named_parameters()}  # a shared one by its first name
 
-    def convolution(name: str, transposed: bool) -> Any:  # noqa: ANN401
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            positions = args[0] if transposed else output
-            uses[known[id(module.weight)]] += positions.numel() / positions.shape[-1 - len(module.kernel_size)]  # type: ignore[arg-type]
+    def convolution(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        positions = args[0] if module.transposed else output
+        uses[known[id(module.weight)]] += positions.numel() / positions.shape[-1 - len(module.kernel_size)]  # type: ignore[arg-type]
 
-        return hook
-
-    def linear(name: str) -> Any:  # noqa: ANN401
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            uses[known[id(module.weight)]] += output.numel() / output.shape[-1]
-
-        return hook
+    def linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        uses[known[id(module.weight)]] += output.numel() / output.shape[-1]
 
     handles = []
-    for name, module in model.named_modules():
+    for module in model.modules():
+        if id(getattr(module, "weight", None)) not in known:
+            continue  # computed, as by weight_norm: of layers that no prunable group touches
         if isinstance(module, nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_hook(convolution(name, module.transposed)))
+            handles.append(module.register_forward_hook(convolution))
         elif isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(linear(name)))
+            handles.append(module.register_forward_hook(linear))
     try:
         with evaluating(model), torch.no_grad(), fused_apart():
-            model(*inputs)
+            model(*(tensor.to(device_of(model)) for tensor in inputs))
     finally:
         for handle in handles:
             handle.remove()

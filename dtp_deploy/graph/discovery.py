@@ -50,7 +50,7 @@ def find_groups(
     inputs = as_inputs(inputs)
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
     names = {id(module): name for name, module in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
     graph, raw_groups = _dependencies(traced, inputs)

@@ -240,12 +240,12 @@ def as_batch(spec: str, batch: object) -> Batch:
     if not tensors or any(x is None or x.ndim < 2 for x in tensors):
         kinds = ", ".join(_kind(x) for x in given)
         raise InputError(f"--data {spec}: a batch is {kind_text(batch)} with inputs of ({kinds}). {_BATCHES}")
-    result = tuple(x for x in tensors if x is not None)
+    result = tuple(x.cpu() for x in tensors if x is not None)
     sizes = {len(x) for x in result} | ({len(targets)} if isinstance(targets, Tensor) and targets.ndim else set())
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(f"--data {spec}: the parts of a batch have {sorted(sizes)} samples. {_BATCHES}")
     converted = _tensor(targets)
-    return result, targets if converted is None else converted
+    return result, targets if converted is None else converted.cpu()
 
 
 def _tensor(value: object) -> Tensor | None:

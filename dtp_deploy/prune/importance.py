@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
-from dtp_deploy.modules import evaluating
+from dtp_deploy.modules import evaluating, fused_apart
 from dtp_deploy.ranks import mean_over_ranks
 
 ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
@@ -145,7 +145,7 @@ class Taylor:
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         totals: list[Tensor] = []
         batches = 0
-        with evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=[]), fused_apart():
             for loss in self.losses(model):
                 found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 gradients = dict(zip(parameters, found, strict=True))

@@ -36,7 +36,7 @@ from dtp_deploy.prune.learning import ScoreLearner
 from dtp_deploy.prune.parametrised import MaskedWeight, Parametrised
 from dtp_deploy.prune.plan import PruningPlan, fingerprint_of, make_plan
 from dtp_deploy.prune.schedule import MaskSettings
-from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
+from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, above_least, steps_of
 from dtp_deploy.prune.widths import (
     WidthLevels,
     allowed_widths,
@@ -113,8 +113,8 @@ class ChannelMasks(StepwiseMasks):
     """Soft masks on the readers of all prunable groups, learned by differentiable transportation.
 
     Args:
-        model: changed in place while the masks are on: the weights of reading layers become parametrised. `harden`
-            takes the masks off again.
+        model: on the device where it trains, since masks do not move with it. Changed in place while the masks are on:
+            the weights of reading layers become parametrised. `harden` takes the masks off again.
         groups: proven groups of this model.
         budget: the budget; a relative one is a share of the cost of the model as it is.
         steps: how many times `step` will be called, >= 1, or a function that says so of `ratio`. The masks are hard
@@ -226,7 +226,8 @@ class ChannelMasks(StepwiseMasks):
     def step(self) -> None:
         """Learn from the gradients that have gathered since the last call, and move on by one step of the schedule.
 
-        Call it after the optimiser's step. Where several processes train together, the mean of their gradients counts,
+        Call it after the optimiser's step; where that is skipped, as by a `GradScaler` after an overflow, call
+        `zero_grad` instead. Where several processes train together, the mean of their gradients counts,
         so that all of them keep the same masks. Gradients of several backward passes add up, as in an optimiser.
         After `steps` calls the masks are hard and stay as they are.
 
@@ -253,15 +254,31 @@ class ChannelMasks(StepwiseMasks):
 
     def _solve(self) -> TransportResult:
         """The next step's epsilon, and its transport."""
-        problem = self._problem(self._epsilon)
-        wanted = self.settings.softness_at(self.progress, self.ratio, self._ratio_now())
-        followed = self._epsilon_that_follows(wanted)
-        epsilon = epsilon_for_softness(problem, wanted) if followed is None else followed
+        problem, ratio = self._problem(self._epsilon), self._ratio_now()
+        wanted, least = self.settings.softness_at(self.progress, self.ratio, ratio), 0.0
+        if self.budget.scope == "per-layer":
+            least = self._softness_of_parts(self._units * ratio)
+            wanted = above_least(wanted, least, ratio)
+        epsilon = self._epsilon_that_follows(wanted)
+        if epsilon is None:
+            epsilon = epsilon_for_softness(problem, wanted, least=least)
         self._start = self._threshold * self._epsilon / epsilon  # thresholds are logits: they scale with 1 / epsilon
         result = self._transport(epsilon, self._start)
         self._epsilon = epsilon
         self._threshold = result.threshold if math.isfinite(result.threshold) else 0.0
         return result
+
+    def _least_softness(self) -> float:
+        if self.budget.scope == "global":
+            return 0.0
+        return self._softness_of_parts(
+            torch.zeros_like(self._units).index_add(0, self._group_of_unit, self.result.masks.detach())
+        )
+
+    def _softness_of_parts(self, mass: Tensor) -> float:
+        """Of masks of such a mass a group, shape [groups,], as hard as they can be: one unit each is kept in part."""
+        part = (mass + 1e-9).fmod(1.0)  # of what is whole but for the solver's error nothing
+        return float((4 * part * (1 - part)).sum() / self._units.sum())
 
     def _ratio_now(self) -> float:
         """The uniform mask that meets the budget of this step."""

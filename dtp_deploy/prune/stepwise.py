@@ -28,6 +28,16 @@ def steps_of(steps: int | StepsFor, ratio: float) -> int:
     return number
 
 
+def above_least(wanted: float, least: float, ratio: float) -> float:
+    """A softness above the least that masks of the mean `ratio` can have: the same share of the way from equal masks to
+    masks as hard as they can be.
+
+    >>> above_least(0.5, 0.25, 0.5)
+    0.375
+    """
+    return wanted * (1 - least / (4 * ratio * (1 - ratio))) if least > 0 else wanted
+
+
 class StepwiseMasks(abc.ABC):
     """Soft masks that harden over a number of steps.
 

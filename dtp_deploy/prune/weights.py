@@ -38,7 +38,7 @@ from dtp_deploy.prune.parametrised import MaskedWeight, Parametrised
 from dtp_deploy.prune.plan import LayerChoice, PruningPlan, fingerprint_of
 from dtp_deploy.prune.schedule import MaskSettings
 from dtp_deploy.prune.sharing import BlockSharing, SharedBudget, Sharing, Threshold
-from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, steps_of
+from dtp_deploy.prune.stepwise import StepsFor, StepwiseMasks, above_least, steps_of
 from dtp_deploy.ranks import by_first, mean_over_ranks
 
 _LEAST = 1e-12
@@ -60,8 +60,8 @@ class WeightMasks(StepwiseMasks):
     """Soft masks on single weights, learned by differentiable transportation.
 
     Args:
-        model: changed in place while the masks are on: the weights of the layers become parametrised. `harden` takes
-            the masks off again.
+        model: on the device where it trains, since masks do not move with it. Changed in place while the masks are on:
+            the weights of the layers become parametrised. `harden` takes the masks off again.
         layers: of this model, as `find_weights` gives them.
         budget: of kind "params": how many parameters may be other than zero, those that cannot be masked counted too.
             None for 2:4, which needs none.
@@ -210,8 +210,7 @@ class WeightMasks(StepwiseMasks):
         ratio = self._ratio_now()
         wanted = self.settings.softness_at(self.progress, self._sharing.ratio, ratio)
         least = self._sharing.least_softness(ratio)
-        if least > 0:  # softness goes the same share of the way from equal masks to masks as hard as they can be
-            wanted *= 1 - least / (4 * ratio * (1 - ratio))
+        wanted = above_least(wanted, least, ratio)
         epsilon = self._epsilon_that_follows(wanted)
         if epsilon is None:
             epsilon = self._sharing.epsilon_for(self.scores, self._epsilon, ratio, wanted)
@@ -260,7 +259,7 @@ class WeightMasks(StepwiseMasks):
         Returns:
             The plan. Train on with `hold_zeros(model, plan)`.
         """
-        keep = by_first(lambda: self._sharing.choose(self.scores))
+        keep = by_first(lambda: self._sharing.choose(self.scores).cpu()).to(self.masks.device)
         # A kept weight that was undecided counts as kept: a tiny factor would only slow its fine-tuning.
         self._put(keep * self.masks.detach().clamp_min(0.5))
         self.detach()

@@ -15,7 +15,7 @@ from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.batches import all_finite
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.memory import freed_memory_kept
-from dtp_deploy.modules import Inputs, device_of, evaluating, rows_of, shapes_of
+from dtp_deploy.modules import Inputs, device_of, evaluating, map_tensors, rows_of, shapes_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import any_rank, mean_over_ranks, world_size
 from dtp_deploy.task import Task
@@ -64,6 +64,8 @@ class Trainer:
         self._batches = self._endless()
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
+        self._cuda: torch.device | None = None
+        self._cuda_state: Tensor | None = None
 
     def mask_steps(self, ratio: float) -> int:
         """Steps of the mask phase, where the budget leaves that share of the units."""
@@ -108,6 +110,10 @@ class Trainer:
             self._optimizer_state = None
         self._optimizer, self._progress = optimizer, progress
         device = device_of(model)
+        self._cuda = device if device.type == "cuda" else None
+        if self._cuda is not None and self._cuda_state is not None:
+            torch.cuda.set_rng_state(self._cuda_state, self._cuda)
+        self._cuda_state = None
 
         def start_over() -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -153,6 +159,7 @@ class Trainer:
             "stream": self.stream.state(),
             "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
             "torch_generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self._cuda) if self._cuda is not None else None,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -162,6 +169,7 @@ class Trainer:
         self._batches = self._endless()
         self._optimizer_state = state["optimizer"]
         torch.set_rng_state(state["torch_generator"])
+        self._cuda_state = state["cuda_generator"]
 
     @contextmanager
     def _prepared(
@@ -255,8 +263,7 @@ class Trainer:
             part = laid_out(part, torch.channels_last if self._images_last else torch.contiguous_format)
             bound = isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if bound and first + size < count else nullcontext():  # type: ignore[operator]
-                with self._autocast(part[0].device):
-                    loss = self._loss(forward, part, rows_of(targets, rows)) * (len(part[0]) / count)
+                loss = self._loss(forward, part, rows_of(targets, rows)) * (len(part[0]) / count)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -278,21 +285,28 @@ class Trainer:
             f"Out of memory at {size} samples: batches go on in {self.parts} parts, their gradients added up."
         )
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        """Mixed precision where the device is made for it: bfloat16 on CUDA devices that have it."""
-        usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.settings.mixed_precision and usable)
+    def _half(self, device: torch.device) -> bool:
+        """Whether models compute in bfloat16: on CUDA devices that are made for it and do not emulate it."""
+        if not self.settings.mixed_precision or device.type != "cuda":
+            return False
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def _loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:  # noqa: ANN401 - the user's own
-        outputs = model(*inputs)
-        loss = None
-        if self.task.loss is not None:
-            loss = task_loss(self.task, outputs, targets)
+        device = inputs[0].device
+        half = self._half(device)
+        wanted = None
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            outputs = model(*inputs)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    wanted = self.teacher(*inputs)
+        if half:  # losses compute in float32, and some refuse less
+            outputs, wanted = map_tensors(_in_float32, outputs), map_tensors(_in_float32, wanted)
+        loss = task_loss(self.task, outputs, targets) if self.task.loss is not None else None
         if self.teacher is None:
             assert loss is not None
             return loss
-        with torch.no_grad():
-            wanted = self.teacher(*inputs)
         distance = self.task.distance(outputs, wanted, self.settings.temperature)
         weight = self.settings.distill_weight
         return distance if loss is None else (1 - weight) * loss + weight * distance
@@ -300,6 +314,10 @@ class Trainer:
     def _endless(self) -> Iterator[Batch]:
         while True:
             yield from self.stream
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def check_model(model: nn.Module, inputs: Inputs, data: DataSource, task: Task) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import DtpError, InputError, UsageError
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.modules import device_of
+from dtp_deploy.modules import device_of, map_tensors
 from dtp_deploy.prune.importance import Losses
 from dtp_deploy.task import Task
 from dtp_deploy.train.settings import Settings
@@ -37,13 +37,7 @@ def task_loss(task: Task, outputs: Any, targets: Any) -> Tensor:  # noqa: ANN401
 
 def to_device(targets: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the user's loader gives
     """Targets on the device, where they are tensors or plain containers of tensors."""
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    if isinstance(targets, tuple | list):
-        return type(targets)(to_device(item, device) for item in targets)
-    if isinstance(targets, dict):
-        return {key: to_device(item, device) for key, item in targets.items()}
-    return targets
+    return map_tensors(lambda tensor: tensor.to(device), targets)
 
 
 def losses_on(data: DataSource, task: Task, settings: Settings) -> Losses:

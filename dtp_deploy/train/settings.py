@@ -31,7 +31,8 @@ class Settings:
         distill: learn from the dense model's outputs too.
         distill_weight: share of the distillation in the loss.
         temperature: at which outputs are compared (Hinton et al., 2015).
-        mixed_precision: compute in bfloat16 where the device is a CUDA one that has it.
+        mixed_precision: models compute in bfloat16, and losses in float32, where the device is a CUDA one that is made
+            for it.
         augment: what training images go through.
         batchnorm_batches: batches with which BatchNorm statistics are estimated anew after removal.
         seed: of everything random.
@@ -79,6 +80,17 @@ class Settings:
         self.masks.check_granularity(self.granularity)
         if not 0 < self.mask_share < 1:
             raise UsageError(f"mask_share is {self.mask_share}; give a number between 0 and 1.")
+        for name, low, high in (("warm_up", 0.0, 1.0), ("momentum", 0.0, 1.0)):
+            if not low <= getattr(self, name) < high:
+                raise UsageError(f"{name} is {getattr(self, name)}; give a number from {low:g} to below {high:g}.")
+        for name in ("weight_decay", "clip_norm", "temperature"):
+            value, zero = getattr(self, name), name == "weight_decay"
+            if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+                raise UsageError(f"{name} is {value}; give a number {'of 0 or more' if zero else 'above 0'}.")
+        if not 0 <= self.distill_weight <= 1:
+            raise UsageError(f"distill_weight is {self.distill_weight}; give a number from 0 to 1.")
+        if self.batchnorm_batches < 1:
+            raise UsageError(f"batchnorm_batches is {self.batchnorm_batches}; give 1 or more.")
         if self.augment not in get_args(Augment):
             raise UsageError(f"--augment {self.augment!r} is unknown. Give one of {', '.join(get_args(Augment))}.")
 

@@ -43,13 +43,14 @@ def entropy_bits(masks: Tensor) -> float:
     return float((torch.special.entr(masks) + torch.special.entr(1 - masks)).mean()) / math.log(2)
 
 
-def epsilon_for_softness(problem: TransportProblem, wanted: float) -> float:
+def epsilon_for_softness(problem: TransportProblem, wanted: float, *, least: float = 0.0) -> float:
     """The epsilon at which the exact masks of `problem` have a softness of `wanted`, within 2 % of it.
 
     Args:
         problem: its epsilon is the first guess.
         wanted: softness in (0, 1). One that cannot be reached gives the nearest end of the range 1e-9..1e6: a single
             undecided unit, say, stays undecided for any epsilon.
+        least: softness that no epsilon takes away, above which `wanted` counts.
 
     Raises:
         TransportError: `wanted` is outside of (0, 1).
@@ -62,7 +63,7 @@ def epsilon_for_softness(problem: TransportProblem, wanted: float) -> float:
         start = scaled / epsilon if scaled is not None and math.isfinite(scaled) else None
         result = solve_exact(replace(detached, epsilon=epsilon), start)
         scaled = result.threshold * epsilon
-        return softness(result.masks)
+        return softness(result.masks) - least
 
     return search_epsilon(softness_at, problem.epsilon, wanted)
 

@@ -69,7 +69,7 @@ class MaskCount:
     """
 
     def __call__(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        return masks.sum(), masks.new_ones(()).expand(len(masks))
+        return masks.sum(), torch.ones_like(masks)
 
 
 @dataclass(frozen=True)

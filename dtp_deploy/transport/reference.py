@@ -9,6 +9,8 @@ Nothing of it is shared with `solve_exact`, which it is there to check; autograd
 iterations. It needs many where epsilon is small against the spread of the scores, and says so where they do not do.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def solve_sinkhorn(
             f"solve_sinkhorn takes a budget above zero and below the cost of all units, {dense_cost:g}; it is "
             f"{problem.budget:g}. Take solve_exact."
         )
-    log_source = (cost.unit_costs / dense_cost).log()
+    log_source = cost.unit_costs.log() - math.log(dense_cost)  # the quotient may be too small to be a number
     log_target = torch.tensor([1 - share, share], dtype=torch.float64, device=scores.device).log()
     # Of the costs (s - j)^2 only the difference counts; s^2 in both columns would only cost digits.
     kernel = torch.stack([torch.zeros_like(scores), (2 * scores - 1) / problem.epsilon], dim=1)

@@ -23,7 +23,7 @@ def data() -> Dataset:
     return Dataset("noise", images.numpy(), labels.numpy(), images.numpy(), labels.numpy())
 
 
-def trained(data: Dataset, task: Task | None, scope: str = "global", dropout: float = 0.2):
+def trained(data: Dataset, task: Task | None, scope: str = "global", dropout: float = 0.2, batch_size: int = 200):
     """Seven steps of a mask phase, with a diary of epochs of three steps unless the task is None."""
     torch.manual_seed(1)
     model = nn.Sequential(network(), nn.Dropout(dropout))
@@ -32,7 +32,7 @@ def trained(data: Dataset, task: Task | None, scope: str = "global", dropout: fl
     inner = model[0]
     assert isinstance(inner, nn.Sequential)
     masks = put_on(inner, budget, STEPS)
-    diary = None if task is None else MaskDiary(findings, model, masks, data, task, 3)
+    diary = None if task is None else MaskDiary(findings, model, masks, data, task, 3, batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     model.train()
     for step in range(1, STEPS + 1):
@@ -77,7 +77,7 @@ def test_single_weights_are_told_of_by_layer(data: Dataset) -> None:
     model, findings = network(), Findings()
     layers = find_weights(model, batch(size=1)[0])
     masks = WeightMasks(model, layers, Budget("params", 0.3, relative=True), steps=2)
-    diary = MaskDiary(findings, model, masks, data, CLASSIFICATION, 3)
+    diary = MaskDiary(findings, model, masks, data, CLASSIFICATION, 3, 64)
     for step in (1, 2):
         masks.step()
         diary.after_step(step)
@@ -89,7 +89,10 @@ def test_single_weights_are_told_of_by_layer(data: Dataset) -> None:
     assert first["accuracy_soft"] == first["accuracy_hard"]
 
 
-def test_soft_and_hard_accuracies_are_of_the_same_first_samples(data: Dataset) -> None:
+@pytest.mark.parametrize(("batch_size", "batches"), [(200, [128] * 4), (100, [100] * 6)])
+def test_soft_and_hard_accuracies_are_of_the_same_first_samples(
+    data: Dataset, batch_size: int, batches: list[int]
+) -> None:
     seen: list[int] = []
 
     def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -98,8 +101,9 @@ def test_soft_and_hard_accuracies_are_of_the_same_first_samples(data: Dataset) -
         torch.rand(1)  # a metric that draws disturbs nothing
         return float(outputs.std())
 
-    _, _, findings = trained(data, dataclasses.replace(CLASSIFICATION, metric=lambda o, t: min(metric(o, t), 1.0)))
-    assert seen == [128] * 4 * 2 * 4  # 512 of the 700 samples, soft and hard, at four times
+    task = dataclasses.replace(CLASSIFICATION, metric=lambda o, t: min(metric(o, t), 1.0))
+    _, _, findings = trained(data, task, batch_size=batch_size)
+    assert seen == batches * 2 * 4  # 512 of the 700 samples or a few more, soft and hard, at four times
     first = findings.mask_phase[1]
     assert first["accuracy_soft"] != first["accuracy_hard"]
 
@@ -110,7 +114,7 @@ def test_the_soft_accuracy_is_of_the_masks_as_they_are_and_the_hard_one_of_those
 
     model, findings = network().eval(), Findings()
     masks = put_on(model, Budget("macs", 0.4, relative=True), STEPS)
-    diary = MaskDiary(findings, model, masks, data, dataclasses.replace(CLASSIFICATION, metric=metric), 3)
+    diary = MaskDiary(findings, model, masks, data, dataclasses.replace(CLASSIFICATION, metric=metric), 3, 64)
     for step in (1, 2, 3):
         masks.step()
         diary.after_step(step)
@@ -127,7 +131,7 @@ def test_the_soft_accuracy_is_of_the_masks_as_they_are_and_the_hard_one_of_those
 def test_the_price_of_an_epoch_is_the_mean_over_its_own_steps(data: Dataset) -> None:
     model, findings, prices = network(), Findings(), []
     masks = put_on(model, Budget("macs", 0.4, relative=True), STEPS)
-    diary = MaskDiary(findings, model, masks, data, CLASSIFICATION, 3)
+    diary = MaskDiary(findings, model, masks, data, CLASSIFICATION, 3, 64)
     for step in range(1, STEPS):
         images, labels = batch(step)
         nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from dtp_deploy.cost import ChannelCount, count_macs, count_parameters, macs_cost, parameter_cost
 from dtp_deploy.graph import find_groups
-from dtp_deploy.prune import make_plan, remove_channels
+from dtp_deploy.prune import make_plan, prove, remove_channels
 from dtp_deploy.prune.plan import fingerprint_of
 from dtp_deploy.testing.zoo import ZOO
 
@@ -129,3 +130,13 @@ def test_the_perceptrons_of_a_transformer_are_functions_of_their_widths():
     widths = [float(len(halved.get(group.name, range(group.units)))) for group in groups.prunable]
     cost = macs_cost(model, groups)(torch.tensor(widths, dtype=torch.float64))[0]
     assert count_macs(model, inputs) - cost.item() == 2 * 16 * 2 * 32 * 32
+
+
+def test_a_layer_with_a_computed_weight_is_part_of_the_rest() -> None:
+    inner = parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), inner, nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    inputs = torch.randn(1, 1, 8, 8)
+    groups = prove(model, find_groups(model, inputs))
+    assert [group.units for group in groups.prunable] == [6]
+    cost = macs_cost(model, groups)
+    assert float(cost(torch.tensor([6.0], dtype=torch.float64))[0]) == count_macs(model, inputs)

@@ -334,3 +334,14 @@ def test_a_masked_step_costs_no_extra_forward_pass():
 
 def test_groups_of_the_tiny_network_are_what_the_tests_assume():
     assert [(group.name, group.units) for group in groups_of(network()).prunable] == [("0", 16), ("3", 24), ("6", 20)]
+
+
+def test_with_a_ratio_for_each_layer_masks_learn_to_the_end():
+    model = network()
+    masks = put_on(model, Budget("macs", 0.3, relative=True, scope="per-layer"), 60)
+    widths = [units * masks.ratio for units in UNITS]
+    assert all(0.05 < width % 1 < 0.95 for width in widths)  # in each one unit stays in part, whatever epsilon
+    epsilons = []
+    train(model, masks, 60, lambda: epsilons.append(masks._epsilon))
+    assert min(epsilons) > 1e-6  # at the bottom of its range no score moves
+    assert undecided_units(masks) <= constraints_of(masks)

@@ -1,6 +1,7 @@
 """The training loop: memory that is too small, losses that break down, logs."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,3 +191,50 @@ def test_log_in_a_file_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"--log-dir .*file/log cannot be written \(Not a directory\)\. Give another folder\."
     ):
         RunLog(tmp_path / "file" / "log")
+
+
+def test_losses_compute_in_float32_where_models_compute_in_less(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_half", lambda self, device: True)  # on the CPU as on a GPU
+    inside: list[torch.dtype] = []
+    outside: list[torch.dtype] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        outside.append(outputs.dtype)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def distance(self: Task, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        outside.extend([outputs.dtype, wanted.dtype])
+        return (outputs - wanted).square().mean()
+
+    monkeypatch.setattr(Task, "distance", distance)
+    model, teacher = make(), make()
+    for one in (model, teacher):
+        one.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    trainer = Trainer(data.train(16, seed=0), Task("mine", loss, None), Settings(epochs=1), teacher)
+    trainer.run(model, 1)
+    assert set(inside) == {torch.bfloat16}
+    assert set(outside) == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("warm_up", 1.0),
+        ("warm_up", -0.1),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.nan),
+        ("clip_norm", 0.0),
+        ("temperature", 0.0),
+        ("distill_weight", 1.5),
+        ("batchnorm_batches", 0),
+    ],
+)
+def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"^{setting} is {value}; give "):
+        Settings(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    Settings(warm_up=0.0, momentum=0.0, weight_decay=0.0, distill_weight=1.0, batchnorm_batches=1)

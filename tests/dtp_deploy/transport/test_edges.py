@@ -203,3 +203,9 @@ def test_a_result_stays_what_it_is_when_another_problem_is_solved():
     solve_exact(TransportProblem(-scores, 0.1, MaskCount(), 2.0))
     assert torch.equal(first, before)
     assert torch.equal(torch.autograd.grad(first, scores, torch.arange(9.0, dtype=torch.float64))[0], gradient)
+
+
+def test_the_reference_takes_unit_costs_far_apart() -> None:
+    cost = LinearCost(torch.tensor([1e-200, 1e200], dtype=torch.float64))
+    problem = TransportProblem(torch.tensor([0.1, 0.2], dtype=torch.float64), 1.0, cost, 0.5e200)
+    assert solve_sinkhorn(problem).masks.tolist() == pytest.approx(solve_exact(problem).masks.tolist())

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from dtp_deploy.transport import (
+    BlockProblem,
     Floors,
     LinearCost,
+    MaskCount,
     TransportProblem,
     TransportResult,
+    epsilon_for_block_softness,
     epsilon_for_softness,
     sinkhorn_step,
+    solve_blocks,
     solve_exact,
     solve_sinkhorn,
 )
@@ -80,3 +84,30 @@ def test_the_budget_is_met_from_hard_to_soft(count: int, dtype: torch.dtype) -> 
 def test_epsilon_is_found_by_softness() -> None:
     found = [epsilon_for_softness(problem_on(device, torch.float64, 1.0), 0.1) for device in ("cpu", "cuda")]
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_a_count_of_masks_with_floors_is_that_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        linear = problem_on(device, torch.float64, 0.5, floored=True)
+        problem = TransportProblem(linear.scores, 0.5, MaskCount(), 900.0, linear.floors)
+        result = solve_exact(problem)
+        result.masks.square().sum().backward()
+        assert problem.scores.grad is not None
+        found.append((result.masks.detach().cpu(), problem.scores.grad.cpu()))
+    for there, here in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-9)
+
+
+def test_blocks_are_those_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        scores = problem_on("cpu", torch.float64, 1.0, count=4000).scores.detach().view(-1, 4).to(device)
+        epsilon = epsilon_for_block_softness(BlockProblem(scores, 1.0, 2.3), 0.3)
+        problem = BlockProblem(scores.requires_grad_(), epsilon, 2.3)
+        masks = solve_blocks(problem).masks
+        masks.square().sum().backward()
+        assert scores.grad is not None
+        found.append((masks.detach().cpu(), scores.grad.cpu()))
+    for there, here in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-6)
