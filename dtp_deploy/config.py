@@ -203,7 +203,11 @@ class CompressConfig(BaseModel):
     )
     force: bool = _key("Output", False, "Replace DIR if it is an artefact of dtp-deploy.")
     save_module: bool = _key("Output", False, "Pickle the pruned module too (module.pt), for those who trust pickles.")
-    dry_run: bool = _key("Output", False, "Say what would be read, imported and pruned, and train nothing.")
+    dry_run: bool = _key(
+        "Output",
+        False,
+        "Say what would be read, imported and pruned, and train nothing; code 3 where a budget cannot be met.",
+    )
     as_json: bool = _key("Output", False, "Print JSON, and nothing else, on standard output.")
     verbose: bool = _key("Output", False, "Without a terminal too, print a line for each stage.")
 

@@ -81,5 +81,4 @@ class MaskDiary:
 
     def _accuracy(self) -> float | None:
         with torch.random.fork_rng(devices=[]):  # a loader of the user's own may draw from it
-            batches = -(-_SAMPLES // self.batch_size)
-            return by_first(lambda: evaluate_model(self.model, self.data, self.task, self.batch_size, batches))
+            return by_first(lambda: evaluate_model(self.model, self.data, self.task, self.batch_size, _SAMPLES))

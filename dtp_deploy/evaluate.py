@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ _BATCH = 256
 
 
 def evaluate_model(
-    model: nn.Module, data: DataSource, task: Task, batch_size: int = _BATCH, batches: int | None = None
+    model: nn.Module, data: DataSource, task: Task, batch_size: int = _BATCH, samples: int | None = None
 ) -> float | None:
     """Mean of the metric over all validation samples, in eval mode; None where the task has no metric.
 
@@ -29,19 +28,21 @@ def evaluate_model(
         data: has the samples.
         task: has the metric.
         batch_size: samples at a time.
-        batches: how many batches to look at, from the first on; by default all.
+        samples: how many to look at, from the first on, in whole batches; by default all.
     """
     if task.metric is None or not data.labelled:
         return None
     device = device_of(model)
-    total, samples = 0.0, 0
+    total, seen = 0.0, 0
     with evaluating(model), torch.no_grad():
-        for inputs, targets in islice(data.validation(batch_size), batches):
+        for inputs, targets in data.validation(batch_size):
             outputs = model(*(tensor.to(device) for tensor in inputs))
             outputs = like_outputs(outputs, [tensor.cpu() for tensor in flatten_outputs(outputs)])
             total += task.metric(outputs, targets) * len(inputs[0])
-            samples += len(inputs[0])
-    return total / samples
+            seen += len(inputs[0])
+            if samples is not None and seen >= samples:
+                break
+    return total / seen
 
 
 def evaluate_session(

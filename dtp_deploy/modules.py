@@ -1,8 +1,9 @@
 """What every part of the library needs of a PyTorch module: evaluation mode for a while, and its outputs in order."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,20 +106,28 @@ def capture(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
 
 
 def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:  # noqa: ANN401
-    """A value with every tensor in its tuples (named ones too), lists and mappings changed; anything else as it is.
+    """A value with every tensor in its tuples, lists and mappings changed; their classes, and anything else, stay.
 
     >>> map_tensors(torch.neg, {"boxes": [torch.ones(2)], "scale": 2})
     {'boxes': [tensor([-1., -1.])], 'scale': 2}
     """
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(change, item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [map_tensors(change, item) for item in value]
-        if isinstance(value, list):
-            return items
-        return cast(Any, type(value))(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, MutableMapping):
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_tensors(change, item)
+        return changed
+    if isinstance(value, list):
+        items = copy.copy(value)
+        items[:] = [map_tensors(change, item) for item in value]
+        return items
+    if isinstance(value, tuple):
+        parts = [map_tensors(change, item) for item in value]
+        make: Callable[[list[Any]], Any] = getattr(
+            value, "_make", type(value)
+        )  # a named tuple takes its fields one by one
+        return make(parts)
     return value
 
 

@@ -191,7 +191,7 @@ def compress(
                 measuring=measuring,
                 log=log,
                 device=place,
-                notes=notes,
+                notes=(*notes, *frozen_note(model)),
                 pickled=pickled,
                 pruned_by=pruned_by,
             )
@@ -209,6 +209,20 @@ def compress(
                 "larger budget."
             )
     return report
+
+
+def frozen_note(model: nn.Module) -> list[str]:
+    """That some parameters are not trained, where it is so, for the report."""
+    learning = trainable_names(model)
+    every = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    frozen = [name for name in every if name not in learning]
+    if not frozen:
+        return []
+    some = ", ".join(f"'{name}'" for name in frozen[:3]) + (", ..." if len(frozen) > 3 else "")
+    return [
+        f"{len(frozen)} of {len(every)} parameters of the model require no gradient ({some}): they may have lost "
+        "channels, and were not trained."
+    ]
 
 
 @dataclass
@@ -266,7 +280,7 @@ class _Run:
         hold_zeros(small, self.plan)
         with self.findings.stage("fine-tuning"):
             self._train(trainer, small, trainer.total_steps, "fine-tuning")
-        self.findings.note_accuracy("after fine-tuning", lambda: evaluate_model(small, self.data, self.task))
+        self.findings.note_accuracy("after fine-tuning", lambda: self._accuracy(small))
         small.cpu()
         by_first(lambda: self._deliver(small, folder))
 
@@ -422,8 +436,12 @@ class _Run:
         settings = self.settings
         stream = self.data.train(max(2, settings.batch_size), settings.seed, settings.augment)
         reestimate_batchnorm(small, (inputs for inputs, _ in islice(stream, settings.batchnorm_batches)))
-        self.findings.note_accuracy("after hardening", lambda: evaluate_model(small, self.data, self.task))
+        self.findings.note_accuracy("after hardening", lambda: self._accuracy(small))
         return small
+
+    def _accuracy(self, model: nn.Module) -> float | None:
+        # What fits into the memory in training does so here, too.
+        return evaluate_model(model, self.data, self.task, self.settings.batch_size)
 
     def _check_alive(self, model: nn.Module) -> None:
         """Raise where training ran away without the loss telling: nothing can be compared with such a model.

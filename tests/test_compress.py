@@ -389,7 +389,10 @@ def test_parameters_that_are_frozen_stay_as_they_are(dense: nn.Module, data: Dat
     model = copy.deepcopy(dense)
     model.register_parameter("version", nn.Parameter(torch.tensor([3]), requires_grad=False))
     model.head.bias.requires_grad_(False)
-    compress(model, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", settings=Settings(epochs=1))
+    report = compress(
+        model, data=data, budget=parse_budget("macs", "50%"), out=tmp_path / "out", settings=Settings(epochs=1)
+    )
+    assert any(note.startswith("1 of ") and "require no gradient ('head.bias')" in note for note in report.notes)
 
     def factory() -> nn.Module:
         made = make_model()
@@ -399,4 +402,7 @@ def test_parameters_that_are_frozen_stay_as_they_are(dense: nn.Module, data: Dat
     small = dtp_deploy.load_pruned(factory, tmp_path / "out")
     assert torch.equal(small.head.bias, model.head.bias)
     assert int(small.version) == 3
-    assert not torch.equal(small.head.weight[:, :4], model.head.weight[:, :4])
+    plan = PruningPlan.from_json((tmp_path / "out" / "pruning_plan.json").read_text(encoding="utf-8"))
+    untrained = remove_channels(model, plan)
+    assert untrained.head.weight.shape == small.head.weight.shape
+    assert float((untrained.head.weight - small.head.weight).detach().abs().mean()) > 1e-3

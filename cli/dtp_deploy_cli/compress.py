@@ -30,9 +30,9 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
     """Prune a trained model to a budget.
 
     Learns which channels to remove, removes them, fine-tunes, exports to ONNX, measures, and writes DIR with a report.
-    The least is a model and --input; weights without a model also need --model. The budget is then half of the latency,
-    measured or predicted, or half of the MACs where the target does neither or its prediction does not get there, and
-    the data are random.
+    The least is a model, and --input where neither its configuration nor the data tell it; weights without a model also
+    need --model. The budget is then half of the latency, measured or predicted, or half of the MACs where the target
+    does neither or its prediction does not get there, and the data are random.
     Options may also stand in ./dtp-deploy.toml (`dtp-deploy init` writes an example). The working directory is
     importable: --model may name a function in a file beside you.
     """
@@ -68,7 +68,7 @@ def compress(config: ConfigPath = None, resume: ResumePath = None, **flags: Any)
         _show_dry_run(plan, chosen.as_json)
         for verdict in plan.verdicts:
             if verdict.can_be_met is False:
-                raise BudgetError(str(verdict))
+                raise BudgetError(f"{verdict} Give that or more.")
     else:
         _show(report, order.out, chosen.as_json)
 
@@ -179,7 +179,7 @@ def _show_groups(plan: DryRun) -> None:
                 one.kind,
                 quantity(one.dense, one.unit),
                 quantity(one.smallest, one.unit),
-                f"{100 * one.smallest / one.dense:.2g}%",
+                f"{100 * one.smallest / one.dense:.3g}%",
                 one.basis,
             )
             for one in plan.reach

@@ -70,8 +70,10 @@ class _Lines:
     def task(self, name: str, total: int | None = None, *, passing: bool = False) -> Iterator[Callable[[], None]]:
         start_ns = time.perf_counter_ns()
         self._entered.append(name)
-        yield lambda: None
-        self._entered.pop()
+        try:
+            yield lambda: None
+        finally:
+            self._entered.pop()
         if name not in self._entered:  # the steps of a stage are a task of the same name within it
             self.note(f"{name}: {(time.perf_counter_ns() - start_ns) / 1e9:.1f} s")
 

@@ -13,7 +13,7 @@ from dtp_deploy.loading.batches import CountedStream, check_batching, check_fini
 from dtp_deploy.loading.factory import import_object
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.loading.wording import cause, kind_text, shape_text
-from dtp_deploy.modules import Inputs, rows_of
+from dtp_deploy.modules import Inputs, map_tensors, rows_of
 
 _T = TypeVar("_T")
 _BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."
@@ -245,7 +245,7 @@ def as_batch(spec: str, batch: object) -> Batch:
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(f"--data {spec}: the parts of a batch have {sorted(sizes)} samples. {_BATCHES}")
     converted = _tensor(targets)
-    return result, targets if converted is None else converted.cpu()
+    return result, map_tensors(Tensor.cpu, targets if converted is None else converted)
 
 
 def _tensor(value: object) -> Tensor | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dtp_deploy.errors import TrainingError, UsageError
 from dtp_deploy.graph import ChannelGroup, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
-from dtp_deploy.modules import evaluating, fused_apart
+from dtp_deploy.modules import evaluating, fused_apart, train_only
 from dtp_deploy.ranks import mean_over_ranks
 
 ScoreStart = Literal["l2", "bn", "taylor", "uniform"]
@@ -125,6 +126,18 @@ def batchnorm_scale(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Te
     return found
 
 
+@contextmanager
+def _all_learning(model: nn.Module) -> Iterator[None]:
+    """Within the context every parameter of floating point has a gradient: a frozen one is worth no less."""
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    train_only(model, [name for name, parameter in model.named_parameters() if parameter.is_floating_point()])
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        train_only(model, learning)
+
+
 class Taylor:
     """How much the loss would change without a unit, to first order: |sum of w dL/dw over its parameters|.
 
@@ -142,10 +155,10 @@ class Taylor:
             UsageError: `losses` yields nothing.
             TrainingError: a loss or a gradient is not finite.
         """
-        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        parameters = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
         totals: list[Tensor] = []
         batches = 0
-        with evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=[]), fused_apart():
+        with _all_learning(model), evaluating(model), torch.random.fork_rng(devices=[]), fused_apart():
             for loss in self.losses(model):
                 found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 gradients = dict(zip(parameters, found, strict=True))

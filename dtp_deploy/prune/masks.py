@@ -277,7 +277,7 @@ class ChannelMasks(StepwiseMasks):
 
     def _softness_of_parts(self, mass: Tensor) -> float:
         """Of masks of such a mass a group, shape [groups,], as hard as they can be: one unit each is kept in part."""
-        part = (mass + 1e-9).fmod(1.0)  # of what is whole but for the solver's error nothing
+        part = mass.fmod(1.0)
         return float((4 * part * (1 - part)).sum() / self._units.sum())
 
     def _ratio_now(self) -> float:

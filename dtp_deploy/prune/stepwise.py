@@ -35,7 +35,9 @@ def above_least(wanted: float, least: float, ratio: float) -> float:
     >>> above_least(0.5, 0.25, 0.5)
     0.375
     """
-    return wanted * (1 - least / (4 * ratio * (1 - ratio))) if least > 0 else wanted
+    if least <= 0:
+        return wanted
+    return wanted * max(1 - least / (4 * ratio * (1 - ratio)), 1e-6)  # of groups of one unit nothing is above
 
 
 class StepwiseMasks(abc.ABC):

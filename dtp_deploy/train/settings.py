@@ -26,7 +26,7 @@ class Settings:
         warm_up: share of all steps in which the learning rate rises to its highest; it falls as a cosine after that,
             over the whole run, and does not restart when channels are removed.
         momentum: of Nesterov's SGD; it starts anew when channels are removed.
-        weight_decay: of all parameters.
+        weight_decay: of all parameters that are trained.
         clip_norm: largest norm of the gradient of the weights.
         distill: learn from the dense model's outputs too.
         distill_weight: share of the distillation in the loss.

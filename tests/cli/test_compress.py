@@ -328,6 +328,7 @@ def test_a_budget_that_cannot_be_met_is_said_by_a_dry_run(run_cli, job: list[str
 
     assert outcome.code == 3
     assert outcome.err.startswith("Error: --params 10: cannot be met. The limit is 10 parameters; ")
+    assert outcome.err.endswith(" Give that or more.\n")
     assert "\n--params 10: cannot be met. The limit is 10 parameters; the least possible is " in outcome.out
     assert "Nothing was trained" in outcome.out
     assert (

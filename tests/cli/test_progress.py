@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import dtp_deploy_cli.progress
-from dtp_deploy.progress import SILENT
+from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy_cli.progress import show_progress
 
 
@@ -40,6 +40,19 @@ def test_a_stage_and_its_steps_are_one_line(capsys: pytest.CaptureFixture[str]) 
             pass
 
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["accuracy", "masks"]
+
+
+def test_a_stage_is_told_although_a_step_of_it_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(progress: Progress) -> None:
+        with progress.task("engine"):
+            raise ValueError
+
+    with show_progress(verbose=True) as progress:
+        with progress.task("budget"), pytest.raises(ValueError):  # noqa: PT011 - our own
+            fail(progress)
+        with progress.task("masks"):
+            pass
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["budget", "masks"]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the library needs of modules and of nested tensors."""
 
+from collections import UserDict
 from typing import NamedTuple
 
 import pytest
@@ -35,6 +36,23 @@ def test_an_error_inside_gives_the_modes_back_too():
     with pytest.raises(RuntimeError, match="inside"), evaluating(model):
         raise RuntimeError("inside")
     assert modes(model) == before
+
+
+class Labels(UserDict[str, Tensor]):
+    def areas(self) -> Tensor:
+        return self["boxes"].square()
+
+
+class Lines(list[Tensor]):
+    pass
+
+
+def test_classes_of_a_users_own_stay():
+    labels = Labels(boxes=torch.arange(4))
+    found = rows_of((labels, Lines([torch.arange(4)])), slice(1, 3))
+    assert found[0].areas().tolist() == [1, 4]
+    assert type(found[1]) is Lines
+    assert labels["boxes"].tolist() == [0, 1, 2, 3]
 
 
 class Boxes(NamedTuple):

@@ -236,3 +236,18 @@ def test_taylor_without_losses_or_with_unusable_ones_says_what_to_do():
         initial_scores(model, groups.prunable, "taylor", lambda _: [])
     with pytest.raises(TrainingError, match=r"hold NaN or infinity\. Check the data and the loss"):
         initial_scores(model, groups.prunable, "taylor", lambda m: [loss * float("nan") for loss in losses_of(m)])
+
+
+def test_frozen_layers_are_worth_as_much_and_stay_frozen():
+    model = network()
+    groups = groups_of(model).prunable
+    images, labels = batch()
+
+    def losses(model):
+        yield nn.functional.cross_entropy(model(images), labels)
+
+    wanted = Taylor(losses)(model, groups)
+    model[:9].requires_grad_(False)
+    found = Taylor(losses)(model, groups)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+    assert [parameter.requires_grad for parameter in model.parameters()][-3:] == [False, True, True]

@@ -345,3 +345,12 @@ def test_with_a_ratio_for_each_layer_masks_learn_to_the_end():
     train(model, masks, 60, lambda: epsilons.append(masks._epsilon))
     assert min(epsilons) > 1e-6  # at the bottom of its range no score moves
     assert undecided_units(masks) <= constraints_of(masks)
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.999])
+def test_with_a_ratio_for_each_layer_all_may_be_kept(limit):
+    model = network()
+    masks = put_on(model, Budget("macs", limit, relative=True, scope="per-layer"), 5)
+    train(model, masks, 5)
+    widths = {choice.name: choice.width_after for choice in masks.harden().groups}
+    assert [widths[str(layer)] for layer in (0, 3, 6)] >= [units - (limit < 1) for units in UNITS]
