@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.modules import device_of, evaluating, flatten_outputs, like_outputs
+from dtp_deploy.modules import Inputs, device_of, evaluating, flatten_outputs, like_outputs, rows_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.target import Session
 from dtp_deploy.task import Task
@@ -62,21 +62,29 @@ def evaluate_session(
     batch = session.inputs[0].shape[0]
     total = 0.0
     nesting: object = None
-    with progress.task("accuracy on the target", total=-(-data.validation_size // batch)) as advance:
-        for inputs, targets in data.validation(batch):
+    with progress.task("accuracy on the target", total=data.validation_size) as advance:
+        for inputs, targets in data.validation(batch):  # of targets that are no tensor in larger batches, of the user's
             if nesting is None:
                 with evaluating(model), torch.no_grad():
                     nesting = model(*(tensor.to(device_of(model)) for tensor in inputs))
             count = len(inputs[0])
-            arrays = {
-                spec.name: _filled(tensor, batch).astype(spec.dtype, copy=False)
-                for spec, tensor in zip(session.inputs, inputs, strict=True)
-            }
-            results = session.run(arrays)
-            tensors = [_rows(results[spec.name], batch, count) for spec in session.outputs]
+            parts = [_run(session, rows_of(inputs, slice(first, first + batch))) for first in range(0, count, batch)]
+            tensors = [torch.cat(each) if each[0].ndim else each[0] for each in zip(*parts, strict=True)]
             total += task.metric(like_outputs(nesting, tensors), targets) * count
-            advance()
+            for _ in range(count):
+                advance()
     return total / data.validation_size
+
+
+def _run(session: Session, inputs: Inputs) -> list[Tensor]:
+    """The outputs for as many samples as the engine takes, or fewer."""
+    batch, count = session.inputs[0].shape[0], len(inputs[0])
+    arrays = {
+        spec.name: _filled(tensor, batch).astype(spec.dtype, copy=False)
+        for spec, tensor in zip(session.inputs, inputs, strict=True)
+    }
+    results = session.run(arrays)
+    return [_rows(results[spec.name], batch, count) for spec in session.outputs]
 
 
 def _filled(tensor: Tensor, batch: int) -> npt.NDArray[Any]:

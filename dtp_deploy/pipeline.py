@@ -220,8 +220,8 @@ def frozen_note(model: nn.Module) -> list[str]:
         return []
     some = ", ".join(f"'{name}'" for name in frozen[:3]) + (", ..." if len(frozen) > 3 else "")
     return [
-        f"{len(frozen)} of {len(every)} parameters of the model require no gradient ({some}): they may have lost "
-        "channels, and were not trained."
+        f"{len(frozen)} of {len(every)} parameters of the model require no gradient ({some}). They were pruned with "
+        "the others, and not trained."
     ]
 
 
@@ -518,4 +518,4 @@ def _examples(data: DataSource, input_shape: tuple[int, ...] | None) -> Inputs:
         )
     count = 1 if input_shape is None else input_shape[0]
     inputs, _ = next(iter(data.validation(1)))
-    return tuple(tensor.expand(count, *tensor.shape[1:]).contiguous() for tensor in inputs)
+    return tuple(tensor[:1].expand(count, *tensor.shape[1:]).contiguous() for tensor in inputs)

@@ -21,11 +21,12 @@ from dtp_deploy.checkpoints import CheckpointFolder
 from dtp_deploy.errors import BudgetError, InputError, TargetError, TrainingError, UsageError
 from dtp_deploy.latency import structures, verdict
 from dtp_deploy.loading import Dataset
+from dtp_deploy.loading.loaders import LoaderData
 from dtp_deploy.profile.measure import MeasureSettings
 from dtp_deploy.prune import PruningPlan, remove_channels
 from dtp_deploy.prune.schedule import Solver
 from dtp_deploy.report import Report, read_report
-from dtp_deploy.task import CLASSIFICATION
+from dtp_deploy.task import CLASSIFICATION, Task
 from dtp_deploy.train import Settings, Trainer
 from examples.digits_cnn import make_model
 from tests.test_resume import CutOff, StopsAt, cut
@@ -406,3 +407,40 @@ def test_parameters_that_are_frozen_stay_as_they_are(dense: nn.Module, data: Dat
     untrained = remove_channels(model, plan)
     assert untrained.head.weight.shape == small.head.weight.shape
     assert float((untrained.head.weight - small.head.weight).detach().abs().mean()) > 1e-3
+
+
+def test_targets_that_are_no_tensor_come_in_the_loaders_own_batches(tmp_path: Path) -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
+            self.one, self.other = nn.Linear(128, 3), nn.Linear(128, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = self.body(x)
+            return self.one(features), self.other(features)
+
+    def loss(outputs: tuple[torch.Tensor, ...], targets: list[torch.Tensor]) -> torch.Tensor:
+        return sum(map(nn.functional.cross_entropy, outputs, targets), torch.zeros(()))
+
+    seen: list[int] = []
+
+    def metric(outputs: tuple[torch.Tensor, ...], targets: list[torch.Tensor]) -> float:
+        seen.append(len(targets[0]))
+        assert [len(output) for output in outputs] == [len(target) for target in targets]
+        return float((outputs[0].argmax(1) == targets[0]).double().mean())
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(size, 1, 8, 8), [torch.randint(3, (size,)), torch.randint(2, (size,))]) for size in (6, 5)]
+    data = LoaderData("mine", batches, batches)
+    report = compress(
+        TwoHeads(),
+        data=data,
+        task=Task("two heads", loss, metric),
+        budget=parse_budget("macs", "60%"),
+        out=tmp_path / "out",
+        settings=Settings(epochs=2),
+    )
+    assert report.budget.met
+    assert report.pruned.accuracy is not None
+    assert set(seen) == {6, 5}

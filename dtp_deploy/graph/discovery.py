@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,14 +48,20 @@ def find_groups(
         UsageError: a pattern matches no layer.
     """
     inputs = as_inputs(inputs)
-    traced = copy.deepcopy(model).eval()
+    try:
+        traced = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # of weights that the old weight_norm made in a forward pass
+        raise GraphError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Weights that are computed, as by "
+            "weight_norm, stand in the way: take that off first, with torch.nn.utils.remove_weight_norm, say."
+        ) from error
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     names = {id(module): name for name, module in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
     graph, raw_groups = _dependencies(traced, inputs)
     shared = _shared_parameters(traced)
-    groups = [_GroupReader(graph, raw, names, shared).read() for raw in raw_groups]
+    groups = [_without_computed(_GroupReader(graph, raw, names, shared).read(), traced) for raw in raw_groups]
     if not groups:
         raise GraphError(
             f"{type(model).__name__} has nothing to prune: no convolution or linear layer was found whose output "
@@ -65,6 +71,19 @@ def find_groups(
     order = {name: place for place, name in enumerate(names.values())}
     ordered = Groups(tuple(sorted(groups, key=lambda group: order[group.name])), inputs)
     return freeze(ordered, model, keep, only)
+
+
+def _without_computed(group: ChannelGroup, model: nn.Module) -> ChannelGroup:
+    """The group, frozen where a tensor of it is computed from others: a slice of it would not be what is stored."""
+    stored = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    computed = [piece.tensor for piece in group.slices if piece.tensor not in stored]
+    if group.frozen_because is not None or not computed:
+        return group
+    return replace(
+        group,
+        frozen_because=f"'{computed[0]}' is computed, as by weight_norm; to prune it, take that off first: "
+        "torch.nn.utils.parametrize.remove_parametrizations",
+    )
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dtp_deploy.budget import Budget, check_depth, flag_of
 from dtp_deploy.cost import ChannelCount, WidthFunction, macs_cost, parameter_cost
 from dtp_deploy.errors import BudgetError, UsageError
-from dtp_deploy.graph import ChannelGroup, Groups
+from dtp_deploy.graph import ChannelGroup, Groups, tensor_by_name
 from dtp_deploy.graph.groups import index_tensor
 from dtp_deploy.modules import device_of, require_finite
 from dtp_deploy.prune.choice import choose_channels, kept_counts
@@ -197,6 +197,10 @@ class ChannelMasks(StepwiseMasks):
         self._group_of_unit = torch.cat(
             [torch.full((group.units,), number, dtype=torch.int64) for number, group in enumerate(prunable)]
         )
+        frozen = [
+            any(not tensor_by_name(model, piece.tensor).requires_grad for piece in group.readers) for group in prunable
+        ]
+        self._frozen = torch.tensor(frozen)[self._group_of_unit]
         self._unit_cost = _UnitCost(self.cost, self._group_of_unit, len(prunable))
         start = initial_scores(model, prunable, self.settings.scores, losses)
         # The same in all processes: GPUs may add up in another order each time.
@@ -415,8 +419,10 @@ class ChannelMasks(StepwiseMasks):
             ]
         )
         with torch.no_grad():
-            # A kept unit that was undecided counts as kept: a tiny factor would only slow its fine-tuning.
-            self._padded[:-1] = hard.to(self._padded) * self._padded[:-1].clamp_min(0.5)
+            # A kept unit that was undecided counts as kept: a tiny factor would only slow its fine-tuning. A frozen
+            # reader could not make up for any.
+            factors = torch.where(self._frozen, 1.0, self.result.masks.detach().clamp_min(0.5))
+            self._padded[:-1] = (hard * factors).to(self._padded)
         self.detach()
         return plan
 

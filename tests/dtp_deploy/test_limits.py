@@ -17,7 +17,7 @@ from dtp_deploy.errors import BudgetError, UsageError
 from dtp_deploy.export.delivery import deliver
 from dtp_deploy.graph import Groups, find_blocks, find_groups
 from dtp_deploy.latency import close_loop, explain_deviations, learn, structures, verdict
-from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits
+from dtp_deploy.limits import CountedLimit, LatencyLimit, Limits, StrictestCost, Workbench, make_limits, with_biases
 from dtp_deploy.profile import LatencyReport
 from dtp_deploy.prune import BlockChoice, ChannelMasks, Depth, PruningPlan, make_plan, prove
 from dtp_deploy.prune.plan import fingerprint_of
@@ -214,3 +214,11 @@ def test_a_block_that_is_not_worth_its_time_goes_and_the_latency_is_met(
     gone = [group for group in deep.groups.prunable if poor.has_inside(group)]
     assert gone
     assert not any(group.name in note for note in told for group in gone)
+
+
+def test_a_candidate_for_the_size_has_the_biases_that_training_will_move() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    assert not model[1].bias.any()
+    bias = model[0].bias.detach().clone()
+    assert with_biases(model)[1].bias.tolist() == [1.0, 1.0]
+    assert torch.equal(model[0].bias, bias)

@@ -1,8 +1,11 @@
 """Structures that the zoo does not have: odd couplings, and models that cannot be followed."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import find_groups, set_tensor, tensor_by_name
@@ -171,3 +174,23 @@ def test_tensors_are_found_and_replaced_by_name_and_stay_what_they_were():
     assert not model[0].weight.requires_grad
     assert torch.equal(tensor_by_name(model, "1.running_mean"), torch.ones(2))
     assert "running_mean" in dict(model[1].named_buffers())
+
+
+def test_layers_with_computed_weights_keep_their_channels():
+    inner = parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), inner, nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    reasons = {group.name: group.frozen_because for group in find_groups(model, torch.zeros(1, 1, 8, 8))}
+    assert reasons["2"] is None
+    for name in ("0", "1"):
+        assert reasons[name].startswith("'1.weight' is computed, as by weight_norm; to prune it, take that off first: ")
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.Conv2d(4, 2, 1))
+    model(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(
+        GraphError, match=r"^Sequential cannot be copied \(Only Tensors created .*remove_weight_norm, say"
+    ):
+        find_groups(model, torch.zeros(1, 1, 8, 8))

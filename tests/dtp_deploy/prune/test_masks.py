@@ -245,3 +245,18 @@ def test_entropy_is_one_bit_for_a_half_and_zero_for_what_is_decided():
     assert masks.entropy_bits == pytest.approx(1.0)
     masks.result = replace(masks.result, masks=torch.ones_like(masks.result.masks))
     assert masks.entropy_bits == 0.0
+
+
+def test_a_frozen_reader_loses_channels_and_keeps_its_values():
+    model = network()
+    model[3].weight.requires_grad_(False)
+    wanted = {number: model[number].weight.detach().clone() for number in (3, 6)}
+    masks = put_on(model, HALF, steps=8)
+    train(model, masks, 3)  # masks are still soft
+    plan = masks.harden()
+    kept = {choice.name: list(choice.kept_units) for choice in plan.groups}
+    assert torch.equal(model[3].weight[:, kept["0"]], wanted[3][:, kept["0"]])
+    assert not model[3].weight.requires_grad
+    others = [unit for unit in range(16) if unit not in kept["0"]]
+    assert not model[3].weight[:, others].any()
+    assert not torch.equal(model[6].weight[:, kept["3"]], wanted[6][:, kept["3"]])

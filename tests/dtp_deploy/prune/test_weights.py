@@ -457,3 +457,16 @@ def test_zeros_of_a_layer_that_learns_again_later_stay() -> None:
     train(model, 3)
     assert zeros.any()
     assert torch.equal(weight == 0, zeros)
+
+
+def test_a_frozen_weight_becomes_zero_or_keeps_its_value() -> None:
+    model = network()
+    model[3].weight.requires_grad_(False)
+    before = model[3].weight.detach().clone()
+    masks = put_on(model, "weights", 10, parse_budget("params", "30%"))
+    for _ in range(3):
+        masks.step()  # masks are still soft
+    masks.harden()
+    after = model[3].weight.detach()
+    assert 0 < int((after == 0).sum()) < after.numel()
+    assert torch.equal(after[after != 0], before[after != 0])
