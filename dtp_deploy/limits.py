@@ -168,11 +168,13 @@ class CountedLimit(Limit):
 
 
 def with_biases(model: nn.Module) -> nn.Module:
-    """The model with ones for biases that are all zero: a file leaves these out, until training has moved them."""
+    """The model with random biases in place of those that are all zero, until training has moved them: a file leaves
+    zeros out, and holds what is equal once."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and not bool(parameter.any()):
-                parameter.fill_(1.0)
+                parameter.copy_(torch.rand(parameter.shape, generator=generator))
     return model
 
 
