@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch_pruning
 from torch_pruning.dependency.index_mapping import _SplitIndexMapping
 
 _CHANNELS = 1
+_ITEMS_A_NODE = 20
+"""More stops a node than any group makes that ends."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,23 @@ class DependencyGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]
                 back.index_mapping[0] = _SplitIndexMapping(offset=split.parts[number], reverse=True)
             node.module.offsets = None  # or torch-pruning would put its guess back
         return self
+
+    def get_pruning_group(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As torch-pruning's, which goes round for ever where channels come back to where they were in another order.
+
+        Raises:
+            RuntimeError: the channels do so.
+        """
+        most = _ITEMS_A_NODE * max(len(self.module2node), 100)
+
+        class Bounded(torch_pruning.dependency.group.Group):  # type: ignore[misc]
+            def add_dep(self, dep: Any, idxs: Any) -> None:  # noqa: ANN401
+                if len(self) >= most:
+                    raise RuntimeError("their way goes in circles, as in a GRU")
+                super().add_dep(dep, idxs)
+
+        with patch.object(torch_pruning.dependency.graph, "Group", Bounded):
+            return super().get_pruning_group(*args, **kwargs)
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
         super()._build_dependency(module2node)

@@ -194,3 +194,16 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
         GraphError, match=r"^Sequential cannot be copied \(Only Tensors created .*remove_weight_norm, say"
     ):
         find_groups(model, torch.zeros(1, 1, 8, 8))
+
+
+def test_channels_that_go_in_circles_are_refused_in_time():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entry, self.cell, self.head = nn.Conv1d(3, 8, 3), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(self.entry(x).transpose(1, 2))[0][:, -1])
+
+    with pytest.raises(GraphError, match=r"^The channels of Recurrent could not be followed .*in circles, as in a GRU"):
+        find_groups(Recurrent(), torch.zeros(1, 3, 6))
