@@ -142,9 +142,8 @@ def to_tune(arguments: argparse.Namespace) -> Iterator[Row]:
 def tuned(rows: Sequence[Row]) -> dict[tuple[Cell, str], float]:
     """By cell and method, the strength that did best on held-out images where it is not the published one; printed."""
     tried: dict[tuple[Cell, str], dict[float, float]] = defaultdict(dict)
-    for row in sorted(
-        rows, key=lambda row: STRENGTHS[row["method"]].index(row["strength"])
-    ):  # the published one wins ties
+    # In their order, so that the published one, which is the first, wins ties.
+    for row in sorted(rows, key=lambda row: STRENGTHS[row["method"]].index(row["strength"])):
         tried[cell_of(row), row["method"]][row["strength"]] = 100 * row["accuracy"]
     for ((data, model, budget), method), points in tried.items():
         each = ", ".join(f"{strength:g}: {value:.2f}" for strength, value in points.items())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.modules import Inputs, device_of, evaluating, flatten_outputs, like_outputs, rows_of
+from dtp_deploy.modules import Inputs, device_of, evaluating
+from dtp_deploy.nested import flatten_outputs, like_outputs, rows_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.target import Session
 from dtp_deploy.task import Task

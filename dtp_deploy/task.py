@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dtp_deploy.modules import flatten_outputs
+from dtp_deploy.nested import flatten_outputs
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], float]

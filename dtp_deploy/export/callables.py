@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from dtp_deploy.errors import GraphError
-from dtp_deploy.modules import device_of, evaluating, flatten_outputs
+from dtp_deploy.modules import device_of, evaluating
+from dtp_deploy.nested import flatten_outputs
 from dtp_deploy.target import Arrays
 
 Outputs = list[npt.NDArray[Any]]

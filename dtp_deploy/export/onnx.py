@@ -19,7 +19,8 @@ from dtp_deploy.errors import GraphError
 from dtp_deploy.export.files import MAX_ONNX_BYTES, serialise, too_large, write_atomically
 from dtp_deploy.export.quiet import first_line, held_back
 from dtp_deploy.export.translations import translations_kept
-from dtp_deploy.modules import Inputs, as_inputs, capture, evaluating, flatten_outputs, shapes_of
+from dtp_deploy.modules import Inputs, as_inputs, capture, evaluating, shapes_of
+from dtp_deploy.nested import flatten_outputs
 
 if TYPE_CHECKING:
     import onnx_ir

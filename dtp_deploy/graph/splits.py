@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch_pruning
 from torch_pruning.dependency.index_mapping import _SplitIndexMapping
@@ -44,6 +43,19 @@ class Split:
         return sizes.pop() if len(sizes) == 1 else None
 
 
+class _Bounded(torch_pruning.dependency.group.Group):  # type: ignore[misc]
+    """A group that takes so many stops and no more."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:  # noqa: ANN401
+        if len(self) >= self._most:
+            raise RuntimeError("their way goes in circles, as in a GRU")
+        super().add_dep(dep, idxs)
+
+
 class DependencyGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]
     """The dependency graph of a model in which splits along the channels are set right.
 
@@ -73,16 +85,13 @@ class DependencyGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]
         Raises:
             RuntimeError: the channels do so.
         """
-        most = _ITEMS_A_NODE * max(len(self.module2node), 100)
-
-        class Bounded(torch_pruning.dependency.group.Group):  # type: ignore[misc]
-            def add_dep(self, dep: Any, idxs: Any) -> None:  # noqa: ANN401
-                if len(self) >= most:
-                    raise RuntimeError("their way goes in circles, as in a GRU")
-                super().add_dep(dep, idxs)
-
-        with patch.object(torch_pruning.dependency.graph, "Group", Bounded):
+        module, most = torch_pruning.dependency.graph, _ITEMS_A_NODE * max(len(self.module2node), 100)
+        usual = module.Group
+        module.Group = lambda: _Bounded(most)
+        try:
             return super().get_pruning_group(*args, **kwargs)
+        finally:
+            module.Group = usual
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
         super()._build_dependency(module2node)

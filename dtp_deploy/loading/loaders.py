@@ -13,7 +13,8 @@ from dtp_deploy.loading.batches import CountedStream, check_batching, check_fini
 from dtp_deploy.loading.factory import import_object
 from dtp_deploy.loading.source import Batch
 from dtp_deploy.loading.wording import cause, kind_text, shape_text
-from dtp_deploy.modules import Inputs, map_tensors, rows_of
+from dtp_deploy.modules import Inputs
+from dtp_deploy.nested import map_tensors, rows_of
 
 _T = TypeVar("_T")
 _BATCHES = "A batch is (inputs, targets) or inputs alone, where inputs is a tensor or a tuple of tensors, batch first."

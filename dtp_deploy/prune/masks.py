@@ -421,8 +421,8 @@ class ChannelMasks(StepwiseMasks):
         with torch.no_grad():
             # A kept unit that was undecided counts as kept: a tiny factor would only slow its fine-tuning. A frozen
             # reader could not make up for any.
-            factors = torch.where(self._frozen, 1.0, self.result.masks.detach().clamp_min(0.5))
-            self._padded[:-1] = (hard * factors).to(self._padded)
+            factors = self._padded[:-1].clamp_min(0.5).masked_fill(self._frozen.to(self._padded.device), 1.0)
+            self._padded[:-1] = hard.to(self._padded) * factors
         self.detach()
         return plan
 

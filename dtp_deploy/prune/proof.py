@@ -21,7 +21,8 @@ from dtp_deploy.errors import GraphError
 from dtp_deploy.graph import ChannelGroup, Groups, ResidualBlock, tensor_by_name
 from dtp_deploy.graph.frozen import is_by_hand
 from dtp_deploy.graph.groups import TensorSlice, index_tensor
-from dtp_deploy.modules import Inputs, flatten_outputs, require_finite
+from dtp_deploy.modules import Inputs, require_finite
+from dtp_deploy.nested import flatten_outputs
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.prune.plan import BlockChoice, fingerprint_of, make_plan
 from dtp_deploy.prune.surgery import blocks_silenced, remove_channels

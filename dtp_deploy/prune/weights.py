@@ -102,9 +102,8 @@ class WeightMasks(StepwiseMasks):
         self._fingerprint = fingerprint_of(model)  # before the masks rename tensors
         device = device_of(model)
         weights = [layer.weight_of(model) for layer in layers.maskable]
-        self._frozen = torch.cat([torch.full((weight.numel(),), not weight.requires_grad) for weight in weights]).to(
-            device
-        )
+        frozen = [torch.full((weight.numel(),), not weight.requires_grad, device=device) for weight in weights]
+        self._frozen = torch.cat(frozen)
         self._sharing = self._make_sharing(limit, device)
         self.steps = steps_of(steps, self._sharing.ratio)
         self.scores = initial_scores([self._flat(weight.detach()) for weight in weights], self.settings.scores)
@@ -265,8 +264,7 @@ class WeightMasks(StepwiseMasks):
         keep = by_first(lambda: self._sharing.choose(self.scores).cpu()).to(self.masks.device)
         # A kept weight that was undecided counts as kept: a tiny factor would only slow its fine-tuning. A frozen one
         # could not make up for any.
-        factors = torch.where(self._frozen, 1.0, self.masks.detach().clamp_min(0.5))
-        self._put(keep * factors)
+        self._put(keep * self.masks.detach().clamp_min(0.5).masked_fill(self._frozen, 1.0))
         self.detach()
         with torch.no_grad():
             for layer in self.layers.maskable:

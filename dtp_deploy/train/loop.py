@@ -15,7 +15,8 @@ from dtp_deploy.errors import InputError, TrainingError
 from dtp_deploy.loading.batches import all_finite
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
 from dtp_deploy.memory import freed_memory_kept
-from dtp_deploy.modules import Inputs, device_of, evaluating, map_tensors, rows_of, shapes_of
+from dtp_deploy.modules import Inputs, device_of, evaluating, shapes_of
+from dtp_deploy.nested import map_tensors, rows_of
 from dtp_deploy.progress import SILENT, Progress
 from dtp_deploy.ranks import any_rank, mean_over_ranks, world_size
 from dtp_deploy.task import Task

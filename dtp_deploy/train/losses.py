@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dtp_deploy.errors import DtpError, InputError, UsageError
 from dtp_deploy.loading.source import DataSource
-from dtp_deploy.modules import device_of, map_tensors
+from dtp_deploy.modules import device_of
+from dtp_deploy.nested import map_tensors
 from dtp_deploy.prune.importance import Losses
 from dtp_deploy.task import Task
 from dtp_deploy.train.settings import Settings

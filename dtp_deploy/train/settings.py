@@ -78,19 +78,19 @@ class Settings:
             known = ", ".join(get_args(Granularity))
             raise UsageError(f"--granularity {self.granularity!r} is unknown. Give one of {known}.")
         self.masks.check_granularity(self.granularity)
-        if not 0 < self.mask_share < 1:
-            raise UsageError(f"mask_share is {self.mask_share}; give a number between 0 and 1.")
-        for name, low, high in (("warm_up", 0.0, 1.0), ("momentum", 0.0, 1.0)):
-            if not low <= getattr(self, name) < high:
-                raise UsageError(f"{name} is {getattr(self, name)}; give a number from {low:g} to below {high:g}.")
-        for name in ("weight_decay", "clip_norm", "temperature"):
-            value, zero = getattr(self, name), name == "weight_decay"
-            if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-                raise UsageError(f"{name} is {value}; give a number {'of 0 or more' if zero else 'above 0'}.")
-        if not 0 <= self.distill_weight <= 1:
-            raise UsageError(f"distill_weight is {self.distill_weight}; give a number from 0 to 1.")
-        if self.batchnorm_batches < 1:
-            raise UsageError(f"batchnorm_batches is {self.batchnorm_batches}; give 1 or more.")
+        allowed = {
+            "mask_share": (0 < self.mask_share < 1, "a number between 0 and 1"),
+            "warm_up": (0 <= self.warm_up < 1, "a number from 0 to below 1"),
+            "momentum": (0 <= self.momentum < 1, "a number from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "a number of 0 or more"),
+            "clip_norm": (0 < self.clip_norm < math.inf, "a number above 0"),
+            "temperature": (0 < self.temperature < math.inf, "a number above 0"),
+            "distill_weight": (0 <= self.distill_weight <= 1, "a number from 0 to 1"),
+            "batchnorm_batches": (self.batchnorm_batches >= 1, "1 or more"),
+        }
+        for name, (fits, what) in allowed.items():
+            if not fits:
+                raise UsageError(f"{name} is {getattr(self, name)}; give {what}.")
         if self.augment not in get_args(Augment):
             raise UsageError(f"--augment {self.augment!r} is unknown. Give one of {', '.join(get_args(Augment))}.")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from dtp_deploy.errors import GraphError
 from dtp_deploy.export.callables import onnx_callable, torch_callable
-from dtp_deploy.modules import flatten_outputs
+from dtp_deploy.nested import flatten_outputs
 
 Pair = namedtuple("Pair", ["first", "second"])
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dtp_deploy.errors import DtpError, UsageError
 from dtp_deploy.loading.data import load_data
 from dtp_deploy.loading.source import Batch, DataSource, TrainStream
-from dtp_deploy.modules import rows_of
+from dtp_deploy.nested import rows_of
 
 KINDS = ["npz", "folder", "flat folder", "synthetic", "loaders"]
 BATCH = 3

@@ -4,7 +4,7 @@ from torch import nn
 
 from dtp_deploy.export.callables import onnx_callable, torch_callable
 from dtp_deploy.export.onnx import export_onnx, export_program
-from dtp_deploy.modules import flatten_outputs
+from dtp_deploy.nested import flatten_outputs
 from dtp_deploy.parity import compare
 from dtp_deploy.testing import zoo
 from dtp_deploy.testing.zoo import ZOO, randomise
